@@ -1,0 +1,29 @@
+"""The errors of this package, one family. "Another server has it" is not among them: that is an answer."""
+
+from __future__ import annotations
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+class ScheduleError(Exception):
+    """The base of every error that this package raises by itself."""
+
+
+class DeclarationError(ScheduleError, ImproperlyConfigured):
+    """A declaration in a ``schedule.py`` is wrong; the message names its file and line and what to write instead."""
+
+
+class ConfigurationError(ScheduleError, ImproperlyConfigured):
+    """``settings.MULTISERVER_SCHEDULE`` is wrong; the message names the key and what to write instead."""
+
+
+class LeaseLost(ScheduleError):
+    """This run no longer holds its lease: another server may have started the task. Stop, and write nothing more."""
+
+
+class StoreTimeout(ScheduleError):
+    """A call to the lock's store hung, and was cut so that the leases could be renewed over a new connection."""
+
+
+class UnsafeTransaction(ScheduleError):
+    """A claim or a fork was asked for inside a transaction of the caller, where it would be undone or shared."""
