@@ -1,0 +1,196 @@
+"""
+DUE: from what is declared and what the store last saw to what may be claimed now. Pure: no store, no clock of its own.
+
+The newest due time counts; older ones that nobody ran are counted as missed. How old a due time may be and still run is
+its catch-up window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from .entries import EVERY_MISSED, Occurrence, Row, ScheduledTask, Skip, Trigger
+
+LONGEST_DEFAULT_CATCH_UP: Final = timedelta(hours=6)
+SHORTEST_DEFAULT_CATCH_UP: Final = timedelta(minutes=1)
+DEFAULT_BREAK: Final = timedelta(seconds=10)  # the seeds' ten seconds, for anything from a minute up
+SLOW_START: Final = timedelta(seconds=60)
+"""A pass that cron starts this late still loses nothing, whatever the catch-up window says."""
+
+_MICROSECOND: Final = timedelta(microseconds=1)
+_NEVER_AGAIN: Final = timedelta(days=366)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the settings say where a task says nothing."""
+
+    lease: timedelta = timedelta(seconds=30)
+    min_break: timedelta | None = None
+    catch_up: timedelta | None = None
+    slow_start: timedelta = SLOW_START
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a pass has to do, each list in the order of the oldest open due time."""
+
+    ready: list[Occurrence] = field(default_factory=list)
+    """May be claimed now, as far as was seen."""
+    held: list[tuple[Occurrence, Row]] = field(default_factory=list)
+    """Due, but another run of the task has the lock."""
+    resting: list[tuple[Occurrence, Row]] = field(default_factory=list)
+    """Due, but inside the break after the last run."""
+    missed: list[Skip] = field(default_factory=list)
+    """Too old to be run: to be given up."""
+    next_at: datetime | None = None
+    """The first due time still to come among the rows that were looked at."""
+
+
+def plan(
+    tasks: Mapping[str, ScheduledTask],
+    rows: Iterable[Row],
+    now: datetime,
+    *,
+    server: str,
+    environment: str = "",
+    maintenance: bool = False,
+    policy: Policy,
+) -> Plan:
+    """
+    Sort the rows that the store named into what to claim, to wait for and to give up.
+
+    Rows of tasks that are not declared here, that another version's schedule holds, or that are not meant for this
+    server are passed over: somebody else's business.
+    """
+    found = Plan()
+    for row in rows:
+        task = _task_of(row, tasks, server)
+        if task is None or not is_meant_for(task, server=server, environment=environment):
+            continue
+        if maintenance and not task.even_in_maintenance_mode:
+            continue
+        due = _due(task, row, now, policy)
+        if due is None:
+            first = row.next_due_at if row.next_due_at and row.next_due_at > now else task.next(max(row.since, now))
+            if first and (found.next_at is None or first < found.next_at):
+                found.next_at = first
+        elif isinstance(due, Skip):
+            found.missed.append(due)
+        elif task.overlap != "allow" and row.owner is not None:
+            found.held.append((due, row))
+        elif row.not_before > now:
+            found.resting.append((due, row))
+        else:
+            found.ready.append(due)
+    return found
+
+
+def is_meant_for(task: ScheduledTask, *, server: str, environment: str) -> bool:
+    """Is this server one that runs the task at all?"""
+    if task.environments and environment not in task.environments:
+        return False
+    return not task.servers or server in task.servers
+
+
+def default_break(period: timedelta | None, policy: Policy) -> timedelta:
+    """Return the break after a run of a task that names none: ten seconds, or a sixth of a period under a minute."""
+    if policy.min_break is not None:
+        return policy.min_break
+    return DEFAULT_BREAK if period is None else min(DEFAULT_BREAK, period / 6)
+
+
+def catch_up_window(task: ScheduledTask, period: timedelta, policy: Policy) -> timedelta:
+    """Return how old a due time of ``task`` may be and still run."""
+    if task.catch_up == "none":
+        chosen = timedelta(0)
+    elif isinstance(task.catch_up, timedelta):
+        chosen = task.catch_up
+    elif policy.catch_up is not None:
+        chosen = policy.catch_up
+    else:
+        chosen = min(max(period / 2, SHORTEST_DEFAULT_CATCH_UP), LONGEST_DEFAULT_CATCH_UP)
+    return max(chosen, policy.slow_start)
+
+
+def manual(task: ScheduledTask, row: Row, now: datetime, policy: Policy) -> Occurrence:
+    """Return the occurrence of a run that somebody asked for; the schedule does not notice it."""
+    following = task.next(now)
+    return Occurrence(
+        task=task,
+        row=row.task,
+        pk=row.pk,
+        due_at=now,
+        next_due_at=row.next_due_at,
+        trigger="manual",
+        lease=task.lease or policy.lease,
+        min_break=task.min_break
+        if task.min_break is not None
+        else default_break(following - now if following else None, policy),
+    )
+
+
+def _task_of(row: Row, tasks: Mapping[str, ScheduledTask], server: str) -> ScheduledTask | None:
+    name, _, on = row.task.partition("@")
+    task = tasks.get(name)
+    if task is None or task.on_every_server != bool(on) or (on and on != server):
+        return None
+    return task if task.fingerprint == row.fingerprint else None
+
+
+def _due(task: ScheduledTask, row: Row, now: datetime, policy: Policy) -> Occurrence | Skip | None:
+    since = row.since
+    # A due time of the schedule that this version replaced, due before the change and not claimed by then: still owed.
+    inherited = row.next_due_at
+    if inherited is not None and not row.last_due_at < inherited <= min(row.schedule_since, now):
+        inherited = None
+    if task.catch_up == EVERY_MISSED:
+        first = inherited or task.next(since)
+        if first is None or first > now:
+            return None
+        return _occurrence(task, row, first, task.next(max(first, since)), policy, now=now)
+    latest = task.latest(now, after=since)
+    due_at = latest or inherited
+    if due_at is None:
+        return None
+    following = task.next(max(due_at, since))
+    period = following - due_at if following else _NEVER_AGAIN
+    count = (task.timetable.count(since, due_at) if latest else 0) + (inherited is not None)
+    if now - due_at > catch_up_window(task, period, policy):
+        given_up = _occurrence(task, row, due_at, following, policy, now=now, missed=count, missed_at=due_at)
+        return Skip(occurrence=given_up, reason="missed")
+    missed_at = None
+    if count > 1:
+        missed_at = task.latest(due_at - _MICROSECOND, after=since) or inherited
+    return _occurrence(task, row, due_at, following, policy, now=now, missed=count - 1, missed_at=missed_at)
+
+
+def _occurrence(
+    task: ScheduledTask,
+    row: Row,
+    due_at: datetime,
+    following: datetime | None,
+    policy: Policy,
+    *,
+    now: datetime,
+    missed: int = 0,
+    missed_at: datetime | None = None,
+) -> Occurrence:
+    late: Trigger = "catch_up" if now - due_at > policy.slow_start else "schedule"
+    return Occurrence(
+        task=task,
+        row=row.task,
+        pk=row.pk,
+        due_at=due_at,
+        next_due_at=following,
+        missed=missed,
+        missed_at=missed_at,
+        trigger=late,
+        lease=task.lease or policy.lease,
+        min_break=task.min_break
+        if task.min_break is not None
+        else default_break(following - due_at if following else None, policy),
+    )
