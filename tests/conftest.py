@@ -1,0 +1,101 @@
+"""
+One run of pytest covers every store that this machine has: SQLite in a file, PostgreSQL, MariaDB.
+
+TEST_STORES=sqlite,postgresql limits them; with TEST_STORES_REQUIRED=1 a missing one is an error and not a skip.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from django.db import connections
+
+from . import servers, stores
+from .stores import Store
+
+_running: dict[str, servers.Server] = {}
+_tested: set[str] = set()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if unknown := stores.unknown():
+        raise pytest.UsageError(f"TEST_STORES names {unknown[0]!r}. Stores are: {', '.join(stores.NAMES)}.")
+    if os.environ.get("TEST_STORES_REQUIRED", "0") not in ("", "0"):
+        lost = [f"{name}: {stores.missing(name)}" for name in stores.chosen() if stores.missing(name)]
+        if lost:
+            raise pytest.UsageError(f"TEST_STORES_REQUIRED is set, and these stores are missing: {'; '.join(lost)}.")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if terminalreporter.config.getoption("collectonly"):
+        return
+    lost = [f"{name} ({stores.missing(name)})" for name in stores.NAMES if stores.missing(name)]
+    unused = [name for name in stores.NAMES if name not in _tested and not stores.missing(name)]
+    terminalreporter.write_line(
+        f"stores tested: {', '.join(name for name in stores.NAMES if name in _tested) or 'none'}"
+        + (f"; not asked for by these tests: {', '.join(unused)}" if unused else "")
+        + (f"; NOT TESTED: {', '.join(lost)}" if lost else "")
+    )
+
+
+def _aliases_needed(items: list[pytest.Item]) -> set[str]:
+    needed: set[str] = set()
+    for item in items:
+        asked = [marker.kwargs.get("databases") for marker in item.iter_markers("django_db")]
+        asked.append(getattr(getattr(item, "cls", None), "databases", None))
+        for databases in asked:
+            needed.update(connections if databases == "__all__" else databases or ())
+    return needed
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Start the servers that the chosen tests need, just before Django makes its test databases on them."""
+    # A file and not in memory: other processes shall see it.
+    connections.settings["default"]["TEST"]["NAME"] = str(tmp_path_factory.mktemp("sqlite") / "default.sqlite3")
+    needed = _aliases_needed(request.session.items)
+    wanted = [
+        name
+        for name in servers.KINDS
+        if stores.ALIASES[name] in needed and not stores.missing(name) and not stores.given_url(name)
+    ]
+    with servers.running(wanted) as started:
+        for name, server in started.items():
+            connections.settings[stores.ALIASES[name]].update(server.database_settings())
+        _running.update(started)
+        yield
+        _running.clear()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.django_db(databases=[stores.ALIASES[name]], transaction=True),
+                pytest.mark.skipif(bool(stores.missing(name)), reason=f"{name}: {stores.missing(name)}"),
+            ],
+        )
+        for name in stores.NAMES
+    ]
+)
+def store(request: pytest.FixtureRequest, django_db_setup: None) -> Store:
+    """
+    Run the test on every store, one after the other, each migrated and empty.
+
+    The test has this database and no other, outside any transaction, and what it writes is removed after it.
+    """
+    alias = stores.ALIASES[request.param]
+    connection = connections[alias]
+    _tested.add(request.param)
+    return Store(
+        name=request.param,
+        alias=alias,
+        vendor=connection.vendor,
+        url=stores.url_of(connection.settings_dict),
+        server=_running.get(request.param),
+    )
