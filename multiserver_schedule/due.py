@@ -46,6 +46,8 @@ class Plan:
     """Due, but inside the break after the last run."""
     missed: list[Skip] = field(default_factory=list)
     """Too old to be run: to be given up."""
+    broken: list[tuple[ScheduledTask, str]] = field(default_factory=list)
+    """Tasks whose due times cannot be computed (a zone that this machine does not have), and why."""
     next_at: datetime | None = None
     """The first due time still to come among the rows that were looked at."""
 
@@ -73,9 +75,13 @@ def plan(
             continue
         if maintenance and not task.even_in_maintenance_mode:
             continue
-        due = _due(task, row, now, policy)
+        try:
+            due = _due(task, row, now, policy)
+            first = None if due is not None else task.next(max(row.since, now))
+        except ValueError as error:  # this task's alone: the others are none the worse
+            found.broken.append((task, str(error)))
+            continue
         if due is None:
-            first = row.next_due_at if row.next_due_at and row.next_due_at > now else task.next(max(row.since, now))
             if first and (found.next_at is None or first < found.next_at):
                 found.next_at = first
         elif isinstance(due, Skip):

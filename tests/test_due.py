@@ -27,7 +27,7 @@ def row(of: ScheduledTask, last: datetime, **more: Any) -> Row:
         "fingerprint": of.fingerprint,
         "last_due_at": last,
         "schedule_since": last,
-        "next_due_at": of.next(last),
+        "next_due_at": more["next_due_at"] if "next_due_at" in more else of.next(last),
         "not_before": last,
     }
     return Row(**(values | more))
@@ -175,6 +175,17 @@ def test_a_task_is_for_its_environments_and_servers_alone(more: dict[str, Any], 
 )
 def test_the_break_is_ten_seconds_or_a_sixth_of_a_short_period(period: timedelta, rest: float) -> None:
     assert default_break(period, POLICY).total_seconds() == pytest.approx(rest, abs=1e-6)
+
+
+def test_a_task_whose_zone_is_not_on_this_machine_does_not_stop_the_others() -> None:
+    lost, sound = task("a.lost", Cron("0 * * * *", "Mars/Olympus")), task("b.sound")
+    rows = [
+        row(lost, THREE, fingerprint=lost.fingerprint, next_due_at=THREE),
+        row(sound, THREE - timedelta(hours=1)),
+    ]
+    both = plan({t.name: t for t in (lost, sound)}, rows, THREE, server="web1", policy=POLICY)
+    assert [occurrence.task for occurrence in both.ready] == [sound]
+    assert [(t, "Mars/Olympus" in why) for t, why in both.broken] == [(lost, True)]
 
 
 def test_a_task_that_was_starved_keeps_its_place_in_the_queue() -> None:

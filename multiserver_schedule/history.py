@@ -1,0 +1,359 @@
+"""RECORD: one ``ScheduledRun`` row per run, equal skips in a row as one, and a ``CleanupLog`` row per clean-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from django.db import DataError, IntegrityError, connections, transaction
+from django.db.models import Case, DateTimeField, F, Max, QuerySet, Value, When
+
+from .entries import Claim, Cleanup, Outcome, ReleasedClaim, Skip, Trigger
+from .models import CleanupLog, ScheduledRun
+
+ABANDONED: Final[Mapping[str, str]] = {
+    "lease_expired": "its server stopped renewing the lease",
+    "overran": "its server did not end it at its limit",
+    "released_by_hand": "the lock was released by hand",
+}
+PARAMS_PER_ROW: Final = 18
+TEXT_PER_STATEMENT: Final = 2_000_000
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _GivenUp:
+    """Due times of one task that nobody runs, as one line of the history."""
+
+    task: str
+    due_at: datetime
+    trigger: Trigger
+    reason: str
+    count: int
+
+    @property
+    def kind(self) -> str:
+        """What makes two skips equal: the reason and the holder, not since when."""
+        return _kind(self.reason)
+
+
+class History:
+    """
+    The recorders that a lock calls, all on the database ``using``; each takes a constant number of statements.
+
+    A transaction may be tried again, and they with it: ``violations`` and ``cleanups`` tell of the last call alone.
+    """
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.violations: list[Claim] = []
+        """Claims of the last ``started`` whose due time had a run already. They run all the same: report them."""
+        self.cleanups: list[Cleanup] = []
+        """Clean-ups that the last ``finished`` wrote (runs ended at their limit), with their pk."""
+
+    def started(self, claims: Sequence[Claim], now: datetime) -> None:
+        """Record runs that begin, and the due times that each passes over as missed."""
+        missed = [
+            _GivenUp(o.row, o.missed_at, "schedule", "missed", o.missed)
+            for o in (claim.occurrence for claim in claims)
+            if o.missed and o.missed_at is not None
+        ]
+        self._give_up(missed, now)
+        self._insert([_running(claim) for claim in claims])
+        there = set(self._owned(claims).values_list("owner", flat=True))
+        refused = [claim for claim in claims if claim.owner not in there]
+        # Two manual runs may well be asked for at the same moment.
+        self.violations = [claim for claim in refused if claim.occurrence.trigger != "manual"]
+        if refused:
+            self._insert_as_further_attempts(refused)
+
+    def skipped(self, skips: Sequence[Skip], now: datetime) -> None:
+        """Record due times that were given up."""
+        lines = []
+        for skip in skips:
+            o = skip.occurrence
+            count = 1
+            if skip.reason == "missed":
+                count += o.missed
+            elif o.missed and o.missed_at is not None:
+                lines.append(_GivenUp(o.row, o.missed_at, "schedule", "missed", o.missed))
+            lines.append(_GivenUp(o.row, o.due_at, o.trigger, _reason(skip), count))
+        self._give_up(lines, now)
+
+    def finished(self, releases: Sequence[tuple[ReleasedClaim, bool]], now: datetime) -> None:
+        """Record how runs went. One whose lease was lost counts as lost, however it went."""
+        ended = [
+            (item.claim, _as_recorded(item.outcome, stood))
+            for item, stood in releases
+            if item.outcome.started or not stood
+        ]
+        filtered = [item.claim for item, stood in releases if stood and not item.outcome.started]
+        for batch in _by_size(ended, self._batch_size(PARAMS_PER_ROW)):
+            try:
+                with transaction.atomic(using=self.using):
+                    self._end(batch, now)
+            except DataError:
+                # A database that is not in UTF-8 refuses what a program printed: that must not keep its lock.
+                self._end([(claim, _in_ascii(outcome)) for claim, outcome in batch], now)
+        if filtered:
+            self._owned(filtered).delete()
+            self._give_up(
+                [
+                    _GivenUp(c.occurrence.row, c.occurrence.due_at, c.occurrence.trigger, "filtered", 1)
+                    for c in filtered
+                ],
+                now,
+            )
+        overran = [_cleanup_of(item, now) for item, stood in releases if stood and item.cleanup is not None]
+        self.cleanups = self.cleaned(overran) if overran else []
+
+    def _end(self, ended: Sequence[tuple[Claim, Outcome]], now: datetime) -> None:
+        values = {
+            field: _each({claim.owner: getattr(outcome, field) for claim, outcome in ended})
+            for field in ("status", "reason", "error", "output")
+        }
+        self._owned([claim for claim, _ in ended]).update(finished_at=now, expires_at=None, **values)
+
+    def cleaned(self, cleanups: Sequence[Cleanup]) -> list[Cleanup]:
+        """Record clean-ups, and that the runs were abandoned where nobody has said how they ended."""
+        rows = [CleanupLog(**{field: getattr(cleanup, field) for field in _CLEANUP}) for cleanup in cleanups]
+        log = CleanupLog.objects.using(self.using)
+        # Never refused: a row that is there already must not keep every other lock from being freed.
+        log.bulk_create(rows, ignore_conflicts=True, batch_size=self._batch_size(PARAMS_PER_ROW))
+        pks: dict[str, int] = {}
+        for batch in self._batches(cleanups):
+            pks.update(log.filter(owner__in=[cleanup.owner for cleanup in batch]).values_list("owner", "pk"))
+            running = self._runs().filter(
+                status="running",
+                task__in={cleanup.task for cleanup in batch},
+                owner__in=[cleanup.owner for cleanup in batch],
+            )
+            running.update(
+                status="abandoned",
+                reason=_each({cleanup.owner: ABANDONED[cleanup.reason] for cleanup in batch}),
+                finished_at=_each(
+                    {cleanup.owner: cleanup.cleaned_at for cleanup in batch}, output_field=DateTimeField()
+                ),
+                expires_at=None,
+            )
+        return [replace(cleanup, pk=pks.get(cleanup.owner)) for cleanup in cleanups]
+
+    def _insert(self, runs: Sequence[ScheduledRun]) -> None:
+        self._runs().bulk_create(runs, ignore_conflicts=True, batch_size=self._batch_size(PARAMS_PER_ROW))
+
+    def _insert_as_further_attempts(self, claims: Sequence[Claim]) -> None:
+        tasks = {claim.occurrence.row for claim in claims}
+        due = {claim.occurrence.due_at for claim in claims}
+        most = {
+            (task, due_at, trigger): attempt
+            for task, due_at, trigger, attempt in self._runs()
+            .filter(task__in=tasks, due_at__in=due)
+            .values_list("task", "due_at", "trigger")
+            .annotate(Max("attempt"))
+        }
+        runs = []
+        for claim in claims:
+            o = claim.occurrence
+            run = _running(claim)
+            run.attempt = most.get((o.row, o.due_at, o.trigger), o.attempt) + 1
+            run.reason = "" if o.trigger == "manual" else "this due time had a run already"
+            runs.append(run)
+        self._insert(runs)
+
+    def _give_up(self, lines: Sequence[_GivenUp], now: datetime) -> None:
+        """Write each line, onto the task's newest row where that tells of an equal skip."""
+        while lines:
+            first: dict[str, _GivenUp] = {}
+            for line in lines:
+                first.setdefault(line.task, line)
+            for batch in self._batches(list(first.values())):
+                self._give_up_one_each(batch, now)
+            lines = [line for line in lines if first[line.task] is not line]
+
+    def _give_up_one_each(self, lines: Sequence[_GivenUp], now: datetime) -> None:
+        newest = self._newest(lines)
+        onto = {newest[line.task].pk: line for line in lines if _is_equal(newest.get(line.task), line)}
+        if onto:
+            values = {
+                "count": F("count") + _each({pk: line.count for pk, line in onto.items()}, "pk"),
+                "reason": _each({pk: line.reason for pk, line in onto.items()}, "pk"),
+                "finished_at": now,
+            }
+            rows = self._runs().filter(pk__in=list(onto))
+            try:
+                with transaction.atomic(using=self.using):
+                    rows.update(
+                        due_at=_each({pk: line.due_at for pk, line in onto.items()}, "pk", DateTimeField()), **values
+                    )
+            except IntegrityError:
+                # One of these due times has a row: counted all the same, and no reason to stop the others.
+                rows.update(**values)
+        done = {line.task for line in onto.values()}
+        self._insert(
+            [
+                ScheduledRun(
+                    task=line.task,
+                    due_at=line.due_at,
+                    trigger=line.trigger,
+                    status="skipped",
+                    reason=line.reason,
+                    count=line.count,
+                    finished_at=now,
+                )
+                for line in lines
+                if line.task not in done
+            ]
+        )
+
+    def _newest(self, lines: Sequence[_GivenUp]) -> dict[str, ScheduledRun]:
+        if not lines:
+            return {}
+        of_these = self._runs().filter(task__in=[line.task for line in lines])
+        newest = of_these.values("task").annotate(newest=Max("pk")).values("newest")
+        return {run.task: run for run in self._runs().filter(pk__in=newest)}
+
+    def _owned(self, claims: Sequence[Claim]) -> QuerySet[ScheduledRun]:
+        # Task and due time lead to the rows by an index; the owner says which.
+        runs: QuerySet[ScheduledRun] = self._runs().filter(
+            task__in={claim.occurrence.row for claim in claims},
+            due_at__in={claim.occurrence.due_at for claim in claims},
+            owner__in=[claim.owner for claim in claims],
+        )
+        return runs
+
+    def _runs(self) -> QuerySet[ScheduledRun]:
+        runs: QuerySet[ScheduledRun] = ScheduledRun.objects.using(self.using).order_by()
+        return runs
+
+    def _batch_size(self, per_row: int) -> int:
+        most = connections[self.using].features.max_query_params
+        return 10_000 if most is None else max(1, min(10_000, (most - 50) // per_row))
+
+    def _batches(self, items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+        size = self._batch_size(PARAMS_PER_ROW)
+        for start in range(0, len(items), size):
+            yield items[start : start + size]
+
+
+_CLEANUP: Final = (
+    "task",
+    "due_at",
+    "server",
+    "owner",
+    "fence",
+    "acquired_at",
+    "expired_at",
+    "cleaned_at",
+    "cleaned_by",
+    "reason",
+)
+
+
+def _running(claim: Claim) -> ScheduledRun:
+    o = claim.occurrence
+    return ScheduledRun(
+        task=o.row,
+        due_at=o.due_at,
+        trigger=o.trigger,
+        attempt=o.attempt,
+        server=claim.server,
+        owner=claim.owner,
+        fence=claim.fence,
+        started_at=claim.acquired_at,
+        expires_at=claim.expires_at if claim.task.overlap == "allow" else None,
+    )
+
+
+def _as_recorded(outcome: Outcome, stood: bool) -> Outcome:
+    outcome = replace(
+        outcome, reason=_text(outcome.reason)[:255], error=_text(outcome.error), output=_text(outcome.output)
+    )
+    if stood:
+        return outcome
+    ended = "it did not start" if not outcome.started else f"the run {_ENDED.get(outcome.status, 'had ended')}"
+    reason = f"the lease was lost; {ended}" + (f": {outcome.reason}" if outcome.reason else "")
+    return replace(outcome, status="lost", reason=reason[:255])
+
+
+_ENDED: Final[Mapping[str, str]] = {
+    "succeeded": "had succeeded",
+    "failed": "had failed",
+    "timed_out": "was ended at its limit",
+    "lost": "was ended",
+}
+
+
+def _text(given: str) -> str:
+    """Return what every database in UTF-8 takes: no lone surrogates, and no NUL, which PostgreSQL refuses."""
+    return given.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _in_ascii(outcome: Outcome) -> Outcome:
+    def escaped(given: str) -> str:
+        return given.encode("ascii", "backslashreplace").decode()
+
+    return replace(
+        outcome, reason=escaped(outcome.reason)[:255], error=escaped(outcome.error), output=escaped(outcome.output)
+    )
+
+
+def _by_size(ended: Sequence[tuple[Claim, Outcome]], most: int) -> Iterator[list[tuple[Claim, Outcome]]]:
+    """Cut into batches that one statement can carry: outputs are long, and MySQL limits the packet."""
+    batch: list[tuple[Claim, Outcome]] = []
+    size = 0
+    for claim, outcome in ended:
+        length = len(outcome.error) + len(outcome.output)
+        if batch and (len(batch) >= most or size + length > TEXT_PER_STATEMENT):
+            yield batch
+            batch, size = [], 0
+        batch.append((claim, outcome))
+        size += length
+    if batch:
+        yield batch
+
+
+def _cleanup_of(item: ReleasedClaim, now: datetime) -> Cleanup:
+    claim = item.claim
+    return Cleanup(
+        task=claim.occurrence.row,
+        due_at=claim.occurrence.due_at,
+        server=claim.server,
+        owner=claim.owner,
+        fence=claim.fence,
+        acquired_at=claim.acquired_at,
+        expired_at=claim.finish_by,
+        cleaned_at=now,
+        cleaned_by=claim.server,
+        reason=item.cleanup or "overran",
+    )
+
+
+def _reason(skip: Skip) -> str:
+    if skip.reason != "held":
+        return skip.reason
+    since = f" since {skip.held_since:%Y-%m-%dT%H:%M:%SZ}" if skip.held_since else ""
+    return f"held by {skip.holder or 'nobody knows whom'}{since}"
+
+
+def _kind(reason: str) -> str:
+    return reason.rpartition(" since ")[0] if reason.startswith("held by ") and " since " in reason else reason
+
+
+def _is_equal(run: ScheduledRun | None, line: _GivenUp) -> bool:
+    return (
+        run is not None and run.status == "skipped" and run.trigger == line.trigger and _kind(run.reason) == line.kind
+    )
+
+
+def _each(values: Mapping[Any, Any], field: str = "owner", output_field: Any = None) -> Any:
+    """Return one expression that has for each row its value: plain where all are equal, else by ``field``."""
+    groups: dict[Any, list[Any]] = {}
+    for key, value in values.items():
+        groups.setdefault(value, []).append(key)
+    if len(groups) == 1:
+        return Value(next(iter(groups)), output_field)
+    whens = [When(**{f"{field}__in": keys}, then=Value(value, output_field)) for value, keys in groups.items()]
+    return Case(*whens, output_field=output_field)

@@ -1,0 +1,1 @@
+"""CLAIM and RELEASE: which server may run which due time, and until when."""

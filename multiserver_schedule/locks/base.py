@@ -1,0 +1,153 @@
+"""
+What a store must keep so that a due time runs once and a task never overlaps itself.
+
+A store answers one question, "may this server run this occurrence now?", by its own clock. Tests pass ``now`` and never
+sleep. "Another server has it" is an answer; a broken store is an exception.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from ..entries import Claim, Cleanup, Occurrence, Row, ScheduledTask, Skip
+from ..entries import ReleasedClaim as ReleasedClaim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declarations:
+    """What this version of the code declares, as the store compares it with other versions."""
+
+    tasks: Mapping[str, ScheduledTask]
+    """By name; all of them, whichever server or environment they are meant for."""
+    server: str
+    digest: str
+    """Of name and schedule of every task that has one row for all servers."""
+    server_digest: str
+    """Of those that have a row on this server; "" when there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What the store knows at one moment, in what a pass needs of it."""
+
+    now: datetime
+    """The store's clock, aware, UTC."""
+    known: bool
+    """Has this set of declarations been synced, and does it not have to be again? If not: call ``sync``."""
+    paused: bool = False
+    """Is everything paused?"""
+    interrupted_at: datetime | None = None
+    due: tuple[Row, ...] = ()
+    """Rows due now or within ``ahead``, oldest first, held or not, paused ones left out."""
+    expired: bool = False
+    """Is there a lease that has ended? If so: call ``reap``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synced:
+    """What ``sync`` did."""
+
+    now: datetime
+    registered: tuple[str, ...] = ()
+    """Row names that are new."""
+    changed: tuple[str, ...] = ()
+    """Row names whose schedule was taken over from another version."""
+
+
+ClaimRecorder = Callable[[Sequence[Claim], datetime], None]
+SkipRecorder = Callable[[Sequence[Skip], datetime], None]
+ReleaseRecorder = Callable[[Sequence[tuple[ReleasedClaim, bool]], datetime], None]
+"""Told of each release whether the lease still stood (True) or had been lost (False)."""
+CleanupRecorder = Callable[[Sequence[Cleanup]], Sequence[Cleanup]]
+"""Returns the clean-ups with the pk of what was written."""
+
+
+class BaseLock(ABC):
+    """
+    Lets one server at a time run a task, and any due time run at most once.
+
+    The methods that change something take a recorder: a store that is also where the history lives calls it inside the
+    same transaction, so that a claim and its record stand or fall together; others call it right after.
+
+    Each method may raise what its driver raises when the store is broken: nobody turns that into "busy".
+    """
+
+    shared: ClassVar[bool] = True
+    """Do other servers see this lock? A check refuses False."""
+
+    def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
+        self.alias = alias
+
+    @abstractmethod
+    def look(self, declared: Declarations, *, ahead: timedelta = timedelta(0), now: datetime | None = None) -> Look:
+        """Return what is due by ``now + ahead`` and whether a lease has ended. Writes only a rare ``seen_at``."""
+
+    @abstractmethod
+    def sync(self, declared: Declarations, *, now: datetime | None = None) -> Synced:
+        """
+        Register new tasks (never due for the past) and take over changed schedules, once per set of declarations.
+
+        The newest set holds. One that comes back takes over when the newest has not been seen for five minutes.
+        """
+
+    @abstractmethod
+    def clock(self) -> datetime:
+        """Return the store's time, which decides everything: aware, UTC."""
+
+    @abstractmethod
+    def rows(self, names: Iterable[str] | None = None) -> list[Row]:
+        """Return the rows of these names (of all, for None), for people and for tests."""
+
+    @abstractmethod
+    def claim(
+        self,
+        occurrences: Sequence[Occurrence],
+        *,
+        server: str,
+        slots: int | None = None,
+        record: ClaimRecorder,
+        now: datetime | None = None,
+    ) -> list[Claim]:
+        """
+        Claim those of ``occurrences`` that may run now, in their order, at most as many as this server has free slots.
+
+        ``slots`` is what the server may run at once, counted through the store over all its processes; None: no limit.
+        Constant in statements (for each batch of parameters, on SQLite). Refused inside a transaction of the caller
+        (UnsafeTransaction). A trigger "manual" or "backfill" claims without moving ``last_due_at``, and minds neither
+        break nor pause. What comes back may hold claims of an earlier call whose answer was lost: call it, with nothing
+        to claim if need be, after one that raised.
+        """
+
+    @abstractmethod
+    def skip(self, skips: Sequence[Skip], *, record: SkipRecorder, now: datetime | None = None) -> list[Skip]:
+        """Give up these due times for all servers; return those that this call gave up (another server may have)."""
+
+    @abstractmethod
+    def renew(self, claims: Sequence[Claim], *, now: datetime | None = None) -> set[str]:
+        """Put off the end of these leases; return the owners whose lease stands. One statement."""
+
+    @abstractmethod
+    def release(
+        self, released: Sequence[ReleasedClaim], *, record: ReleaseRecorder, now: datetime | None = None
+    ) -> list[bool]:
+        """Free what these claims hold, start their breaks, record them; tell for each whether its lease still stood."""
+
+    @abstractmethod
+    def reap(self, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> list[Cleanup]:
+        """Free every lease that has ended, whatever task it is of; return those that this call freed."""
+
+    @property
+    def is_calling(self) -> bool:
+        """Is a call to the store under way? Asked by a signal handler, which may break off nothing else."""
+        return True
+
+    def cut(self) -> bool:
+        """Break off the call that is under way, from another thread; False when there is nothing to break."""
+        return False
+
+    def close(self) -> None:  # noqa: B027 - most stores have nothing to close
+        """Close connections; the next call opens its own."""

@@ -1,0 +1,1062 @@
+"""
+The lock in the project's own database: two columns of one row carry the whole promise.
+
+``last_due_at`` only rises, in the same statement that takes the lock: once per due time. ``owner`` must be empty for
+that statement to hit, and only its owner, or a reaper after the lease, empties it: no overlap.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    InterfaceError,
+    NotSupportedError,
+    OperationalError,
+    connections,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import (
+    Case,
+    CharField,
+    DateTimeField,
+    Exists,
+    F,
+    Func,
+    IntegerField,
+    Max,
+    Model,
+    Q,
+    QuerySet,
+    Value,
+    When,
+)
+from django.db.models.functions import Cast, Coalesce, Concat, LPad
+from django.db.models.lookups import LessThanOrEqual
+
+from ..entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, ScheduledTask, Skip
+from ..exceptions import StoreTimeout, UnsafeTransaction
+from ..models import ScheduledLock, ScheduledRun, ScheduleState
+from .base import (
+    BaseLock,
+    ClaimRecorder,
+    CleanupRecorder,
+    Declarations,
+    Look,
+    ReleaseRecorder,
+    SkipRecorder,
+    Synced,
+)
+
+SEEN_EVERY: Final = timedelta(minutes=1)
+"""How often ``seen_at`` of the newest declarations is refreshed."""
+GONE_AFTER: Final = timedelta(minutes=5)
+"""Declarations that nobody has seen for so long have been rolled back: an older version may take over."""
+FORGOTTEN_AFTER: Final = timedelta(days=30)
+"""State of servers and versions that is dropped: both register again when they come back."""
+RETRIES: Final = 8
+RETRY_FOR: Final = 10.0
+"""Seconds after which a conflict is raised however often it was retried: a lease must outlive it."""
+PARAMS_PER_CLAIM: Final = 14
+"""The most parameters that one row takes in one statement, where the database counts them (SQLite)."""
+BY_HAND: Final = ("manual", "backfill")
+"""Triggers that leave ``last_due_at`` alone."""
+
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=Model)
+
+
+class UTCNow(Func):
+    """
+    The database's clock in UTC, the same throughout a statement.
+
+    Django's ``Now()`` is local time on MySQL unless the session's zone is UTC.
+    """
+
+    output_field = DateTimeField()
+
+    def as_sql(self, compiler: Any, connection: BaseDatabaseWrapper, *args: Any, **context: Any) -> Any:
+        raise NotSupportedError(f"multiserver_schedule does not know how {connection.vendor} tells UTC time.")
+
+    def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        return super().as_sql(compiler, connection, template="STATEMENT_TIMESTAMP()", **context)
+
+    def as_mysql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        return super().as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+    def as_sqlite(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        template = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
+        return super().as_sql(compiler, connection, template=template, **context)
+
+
+class _Given(Value):
+    """A time that a test gave in the clock's place."""
+
+    def as_mysql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        # As a bare parameter it would come back as a text.
+        sql, params = self.as_sql(compiler, connection)
+        return f"CAST({sql} AS DATETIME(6))", params
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """N, the store's time: the database's own inside each statement, or what a test gave."""
+
+    given: datetime | None
+
+    @property
+    def now(self) -> Any:
+        return UTCNow() if self.given is None else _Given(self.given, output_field=DateTimeField())
+
+    def after(self, distance: timedelta) -> Any:
+        """Return the expression of ``N + distance``."""
+        if self.given is None:
+            return UTCNow() + distance
+        return _Given(self.given + distance, output_field=DateTimeField())
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A claim whose commit was sent and never answered."""
+
+    stamp: str
+    occurrences: tuple[Occurrence, ...]
+    server: str
+    until: float
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A row as the locking SELECT of a claim or skip found it."""
+
+    pk: int
+    fingerprint: str
+    last_due_at: datetime
+    owner: str | None
+    server: str
+    acquired_at: datetime | None
+    renewed_at: datetime | None
+    expires_at: datetime | None
+    not_before: datetime
+    paused: bool
+    now: datetime
+
+
+class _NoSuchState(Exception):
+    """The state row that serialises this transaction is not there yet."""
+
+
+class _Raced(Exception):
+    """A row changed although it was locked: the transaction starts anew."""
+
+
+def owner_of(stamp: str, pk: int) -> str:
+    """
+    Return the owner's UUID for a row claimed under ``stamp``: its random part is the stamp's, the rest is the row.
+
+    So one UPDATE gives each row its own fresh owner without naming them all, and the claimer knows them beforehand.
+    """
+    return f"{stamp[:24]}{pk:012d}"
+
+
+class ORMLock(BaseLock):
+    """Keeps leases and due times in ``ScheduledLock``, in the database ``OPTIONS["using"]``, never in a replica."""
+
+    def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
+        super().__init__(alias, options)
+        unknown = sorted(set(options) - {"using"})
+        if unknown:
+            raise ImproperlyConfigured(f"The lock {alias!r} has no option {unknown[0]!r}. Its only option is 'using'.")
+        self.using: str = options.get("using", DEFAULT_DB_ALIAS)
+        self._calling: BaseDatabaseWrapper | None = None
+        self._line: tuple[Any, int] | None = None
+        self._was_cut = False
+        self._pending: list[_Pending] = []
+
+    # -- what a pass asks ---------------------------------------------------------------------------------------------
+
+    def look(self, declared: Declarations, *, ahead: timedelta = timedelta(0), now: datetime | None = None) -> Look:
+        clock = _Clock(now)
+        return self._call(lambda: self._look(declared, ahead, clock))
+
+    def _look(self, declared: Declarations, ahead: timedelta, clock: _Clock) -> Look:
+        states = list(self._states(declared).annotate(now=clock.now))
+        if not states:
+            # An empty table answers nothing, not even the time; whatever has expired waits for the look after the sync.
+            return Look(now=self._now(clock), known=False)
+        now = _noted(states[0])
+        project = next((state for state in states if state.key == ScheduleState.PROJECT), None)
+        paused = project is not None and project.paused_at is not None
+        known = True
+        stale: list[str] = []
+        for key, scope in _keys(declared).items():
+            newest = _newest(states, scope)
+            if newest is not None and newest.key == key:
+                if newest.seen_at is None or newest.seen_at <= now - SEEN_EVERY:
+                    stale.append(key)
+            elif key not in {state.key for state in states} or _is_gone(newest, now):
+                known = False
+        columns = [field for field in _ROW if field != "paused_at"]
+        mine = ~Q(task__contains="@") | Q(task__endswith=f"@{declared.server}")
+        due = self._locks().filter(mine, next_due_at__lte=clock.after(ahead), paused_at=None)
+        ended = self._locks().filter(expires_at__lte=clock.now)
+        # A run has other columns; any of the right kind do, since these rows only say that there is something to reap.
+        ended_runs = self._runs().filter(expires_at__lte=clock.now)
+        times = {field: F("due_at") for field in columns if field.endswith("_at") or field in _OTHER_TIMES}
+        found = (
+            due.annotate(kind=Value(0, IntegerField()))
+            .values_list("kind", *columns)
+            .union(
+                ended.annotate(kind=Value(1, IntegerField())).values_list("kind", *columns),
+                ended_runs.values_list(
+                    Value(1, IntegerField()), *(times.get(field, F(_OF_RUN.get(field, field))) for field in columns)
+                ),
+                all=True,
+            )
+        )
+        rows: list[Row] = []
+        expired = False
+        for kind, *values in found:
+            if kind:
+                expired = True
+            else:
+                rows.append(_row(dict(zip(columns, values, strict=True)) | {"paused_at": None}))
+        if stale:
+            self._state().filter(key__in=stale, seen_at__lte=clock.after(-SEEN_EVERY)).update(seen_at=clock.now)
+        # Of equal due times the one that rested longest: by pk, the last of many tasks would hardly get a slot.
+        rows.sort(key=lambda row: (row.next_due_at or now, row.not_before, row.pk))
+        return Look(
+            now=now,
+            known=known,
+            paused=paused,
+            interrupted_at=project.interrupted_at if project else None,
+            due=() if paused else tuple(rows),
+            expired=expired,
+        )
+
+    def clock(self) -> datetime:
+        return self._call(lambda: self._now(_Clock(None)))
+
+    def rows(self, names: Iterable[str] | None = None) -> list[Row]:
+        found = self._locks().order_by("task").values(*_ROW)
+        if names is None:
+            return [_row(values) for values in found]
+        wanted = sorted(set(names))
+        rows: list[Row] = []
+        for batch in _batches(wanted, self._batch_size(per_row=1)):
+            rows += [_row(values) for values in found.filter(task__in=batch)]
+        return rows
+
+    # -- which version's schedule holds -------------------------------------------------------------------------------
+
+    def sync(self, declared: Declarations, *, now: datetime | None = None) -> Synced:
+        clock = _Clock(now)
+        return self._call(lambda: self._sync(declared, clock))
+
+    def _sync(self, declared: Declarations, clock: _Clock) -> Synced:
+        """
+        Put the rows in step with these declarations, unless a newer version's hold.
+
+        1. Lock the project's state row: first syncs of many processes come one after the other.
+        2. For all servers' tasks and for this server's own: is this set the newest, or is the newest still about? Done.
+        3. Register what has no row. Take over the rows whose schedule is another.
+        4. Become the newest.
+        """
+        with self._transaction():
+            self._touch(ScheduleState.PROJECT)
+            states = list(self._states(declared).annotate(now=clock.now))
+            at = _noted(states[0])
+            registered: list[str] = []
+            changed: list[str] = []
+            for key, scope in _keys(declared).items():
+                newest = _newest(states, scope)
+                mine = next((state for state in states if state.key == key), None)
+                if newest is not None and (newest.key == key or (mine is not None and not _is_gone(newest, at))):
+                    continue
+                # A version that comes back answers for the time since its successor was last seen; a new one for none.
+                since = newest.seen_at if mine is not None and newest is not None else None
+                tasks = {
+                    task.row_name(declared.server): task
+                    for task in declared.tasks.values()
+                    if task.on_every_server == bool(scope)
+                }
+                new, other = self._bring_in_step(tasks, at, since)
+                registered += new
+                changed += other
+                first_seen_at = at
+                if newest is not None and newest.first_seen_at is not None:
+                    # A clock that was set back must not leave the older version the newest.
+                    first_seen_at = max(at, newest.first_seen_at + timedelta(microseconds=1))
+                values = {"scope": scope, "first_seen_at": first_seen_at, "seen_at": at}
+                if not self._state().filter(key=key).update(**values):
+                    self._state().create(key=key, **values)
+            forgotten = ~Q(key=ScheduleState.PROJECT) & Q(seen_at__lt=at - FORGOTTEN_AFTER)
+            self._state().filter(forgotten).delete()
+        return Synced(now=at, registered=tuple(registered), changed=tuple(changed))
+
+    def _bring_in_step(
+        self, tasks: Mapping[str, ScheduledTask], at: datetime, since: datetime | None
+    ) -> tuple[list[str], list[str]]:
+        there: dict[str, tuple[int, str]] = {}
+        for batch in _batches(list(tasks), self._batch_size(per_row=1)):
+            found = self._locks().filter(task__in=batch).values_list("task", "pk", "fingerprint")
+            there.update({task: (pk, fingerprint) for task, pk, fingerprint in found})
+        missing = [
+            ScheduledLock(
+                task=name,
+                last_due_at=at,
+                schedule_since=at,
+                not_before=at,
+                next_due_at=task.next(at),
+                schedule=task.timetable.text,
+                fingerprint=task.fingerprint,
+            )
+            for name, task in tasks.items()
+            if name not in there
+        ]
+        self._locks().bulk_create(missing, ignore_conflicts=True, batch_size=500)
+        names = {
+            there[name][0]: name for name, task in tasks.items() if name in there and there[name][1] != task.fingerprint
+        }
+        for pks in _batches(sorted(names), min(500, self._batch_size())):
+            rows = list(self._lock_rows(self._locks().filter(pk__in=pks), skip_locked=False))
+            for row in rows:
+                task = tasks[names[row.pk]]
+                row.schedule_since = at if since is None else max(row.last_due_at, since)
+                inherited = row.next_due_at is not None and row.last_due_at < row.next_due_at <= row.schedule_since
+                if not inherited:
+                    row.next_due_at = task.next(row.schedule_since)
+                row.schedule = task.timetable.text
+                row.fingerprint = task.fingerprint
+            self._locks().bulk_update(
+                rows, ["schedule_since", "next_due_at", "schedule", "fingerprint"], batch_size=self._batch_size()
+            )
+        return [lock.task for lock in missing], list(names.values())
+
+    # -- claim --------------------------------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        occurrences: Sequence[Occurrence],
+        *,
+        server: str,
+        slots: int | None = None,
+        record: ClaimRecorder,
+        now: datetime | None = None,
+    ) -> list[Claim]:
+        late = self._call(self._settle) if self._pending else []
+        if not occurrences:
+            return late
+        clock = _Clock(now)
+        sent: list[_Pending] = []
+
+        def work() -> list[Claim]:
+            until = time.monotonic() + max(occurrence.lease for occurrence in occurrences).total_seconds()
+            sent[:] = [_Pending(str(uuid.uuid4()), tuple(occurrences), server, until)]
+            return self._claim(sent[0], slots, record, clock)
+
+        try:
+            return late + self._call(work)
+        except (OperationalError, InterfaceError, StoreTimeout) as error:
+            if _is_conflict(error) or connections[self.using].in_atomic_block:
+                raise
+            # The commit may have been made, or may yet be, by a server that was only slow: ask by the owners' names.
+            self._pending += sent
+            if isinstance(error, StoreTimeout):
+                # The store hangs, and there are leases to renew: the next claim asks.
+                raise
+            try:
+                settled = self._call(self._settle)
+            except (DatabaseError, InterfaceError, StoreTimeout):
+                raise error from None
+            if not settled:
+                raise
+            return late + settled
+
+    def _claim(self, sent: _Pending, slots: int | None, record: ClaimRecorder, clock: _Clock) -> list[Claim]:
+        """
+        Claim in one short transaction.
+
+        1. Touch the server's state row: its claims come one after the other, so that its slots are counted exactly. On
+           SQLite this write comes first so that the busy timeout holds: a read that turns into a write does not wait.
+        2. Count what the server holds.
+        3. Lock rows, pass over those that another server has locked, and keep those that may run, in the given order,
+           as many as there are slots.
+        4. Take them by UPDATE, which asks all conditions again: nothing rests on the row locks.
+        5. Read back what was won, and record it.
+        """
+        with self._transaction():
+            self._touch(f"server:{sent.server}", seen_at=clock.now)
+            free = len(sent.occurrences) if slots is None else slots - self._held(sent.server, clock)
+            largest = self._batch_size(PARAMS_PER_CLAIM)
+            # Only somewhat more than can run is locked at once: what is locked here is passed over by other servers.
+            size = largest if slots is None else min(largest, max(8, 2 * free))
+            first: dict[int, Occurrence] = {}
+            for occurrence in sent.occurrences:
+                first.setdefault(occurrence.pk, occurrence)
+            queue = list(first.values())
+            claims: list[Claim] = []
+            while queue and free > 0:
+                chunk, queue = queue[:size], queue[size:]
+                taken = self._take(self._startable(chunk, clock)[:free], sent, clock)
+                claims += taken
+                free -= len(taken)
+                size = min(largest, size * 2)
+            if claims:
+                record(claims, max(claim.acquired_at for claim in claims))
+        return claims
+
+    def _held(self, server: str, clock: _Clock) -> int:
+        locks = self._locks().filter(server=server, owner__isnull=False, expires_at__gt=clock.now)
+        runs = self._runs().filter(server=server, status="running", expires_at__gt=clock.now)
+        return len(locks.order_by().values_list("pk").union(runs.order_by().values_list("pk"), all=True).order_by())
+
+    def _startable(self, chunk: Sequence[Occurrence], clock: _Clock) -> list[Occurrence]:
+        rows = self._locked(chunk, clock)
+        startable = []
+        for occurrence in chunk:
+            row = rows.get(occurrence.pk)
+            if row is None or (row.owner is not None and not _may_overlap(occurrence)):
+                continue
+            if _by_hand(occurrence) or (
+                row.last_due_at < occurrence.due_at <= row.now
+                and row.not_before <= row.now
+                and not row.paused
+                and row.fingerprint == occurrence.task.fingerprint
+            ):
+                startable.append(occurrence)
+        return startable
+
+    def _take(self, occurrences: Sequence[Occurrence], sent: _Pending, clock: _Clock) -> list[Claim]:
+        if not occurrences:
+            return []
+        for by_hand in (False, True):
+            for may_overlap in (False, True):
+                group = [o for o in occurrences if _by_hand(o) == by_hand and _may_overlap(o) == may_overlap]
+                if group:
+                    self._update_taken(group, sent, clock, by_hand=by_hand, may_overlap=may_overlap)
+        fields = ("pk", "fence", "acquired_at", "expires_at", "finish_by", "now")
+        won = self._locks().filter(pk__in=[o.pk for o in occurrences], stamp=sent.stamp).annotate(now=clock.now)
+        found = {pk: values for pk, *values in won.values_list(*fields)}
+        claims = []
+        for occurrence in occurrences:
+            if occurrence.pk not in found:
+                continue
+            fence, acquired_at, expires_at, finish_by, now = found[occurrence.pk]
+            if _may_overlap(occurrence):
+                limit = occurrence.task.limit
+                acquired_at, expires_at, finish_by = now, now + occurrence.lease, now + limit if limit else None
+            claims.append(
+                Claim(
+                    occurrence=occurrence,
+                    owner=owner_of(sent.stamp, occurrence.pk),
+                    fence=fence,
+                    server=sent.server,
+                    acquired_at=acquired_at,
+                    expires_at=expires_at,
+                    finish_by=finish_by,
+                )
+            )
+        return claims
+
+    def _update_taken(
+        self, group: Sequence[Occurrence], sent: _Pending, clock: _Clock, *, by_hand: bool, may_overlap: bool
+    ) -> None:
+        rows = self._locks().filter(pk__in=[o.pk for o in group])
+        values: dict[str, Any] = {"stamp": sent.stamp, "fence": F("fence") + 1}
+        if not by_hand:
+            rows = self._open(rows, group, clock).filter(not_before__lte=clock.now)
+            values |= _moved_on(group)
+        if not may_overlap:
+            rows = rows.filter(owner=None)
+            values |= {
+                "owner": Concat(
+                    Value(sent.stamp[:24]),
+                    LPad(Cast("pk", CharField(max_length=12)), 12, Value("0")),
+                    output_field=CharField(),
+                ),
+                "server": sent.server,
+                "acquired_at": clock.now,
+                "renewed_at": clock.now,
+                "expires_at": _each({o.pk: o.lease for o in group}, clock.after),
+                "finish_by": _each(
+                    {o.pk: o.task.limit for o in group}, lambda limit: clock.after(limit) if limit else _NEVER
+                ),
+            }
+        rows.update(**values)
+
+    def _settle(self) -> list[Claim]:
+        """Return the claims that turned out to be ours although the answer to their commit was lost."""
+        claims: list[Claim] = []
+        for sent in list(self._pending):
+            owners = {owner_of(sent.stamp, o.pk): o for o in sent.occurrences}
+            fields = ("owner", "fence", "acquired_at", "expires_at", "finish_by")
+            found: list[tuple[Any, ...]] = []
+            for batch in _batches(list(owners), self._batch_size(per_row=3)):
+                pks = [owners[owner].pk for owner in batch]
+                found += self._locks().filter(pk__in=pks, owner__in=batch).values_list(*fields)
+                runs = self._of([owners[owner] for owner in batch], batch).filter(expires_at__isnull=False)
+                for owner, fence, started_at, expires_at in runs.values_list(
+                    "owner", "fence", "started_at", "expires_at"
+                ):
+                    limit = owners[owner].task.limit
+                    found.append((owner, fence, started_at, expires_at, started_at + limit if limit else None))
+            for owner, fence, acquired_at, expires_at, finish_by in found:
+                claims.append(
+                    Claim(
+                        occurrence=owners[owner],
+                        owner=owner,
+                        fence=fence,
+                        server=sent.server,
+                        acquired_at=acquired_at,
+                        expires_at=expires_at,
+                        finish_by=finish_by,
+                    )
+                )
+            # A frozen server may commit when it wakes up, but a lease later the claim is the reaper's.
+            if found or time.monotonic() > sent.until:
+                self._pending.remove(sent)
+        return claims
+
+    # -- skip ---------------------------------------------------------------------------------------------------------
+
+    def skip(self, skips: Sequence[Skip], *, record: SkipRecorder, now: datetime | None = None) -> list[Skip]:
+        if not skips:
+            return []
+        clock = _Clock(now)
+        return self._call(lambda: self._skip(skips, record, clock))
+
+    def _skip(self, skips: Sequence[Skip], record: SkipRecorder, clock: _Clock) -> list[Skip]:
+        stamp = str(uuid.uuid4())
+        given_up: list[Skip] = []
+        at: datetime | None = None
+        with self._transaction(write_first=True):
+            for batch in _batches(
+                list({skip.occurrence.pk: skip for skip in skips}.values()), self._batch_size(PARAMS_PER_CLAIM)
+            ):
+                rows = self._locked([skip.occurrence for skip in batch], clock)
+                for held in (True, False):
+                    group = [
+                        skip.occurrence
+                        for skip in batch
+                        if (skip.reason == "held") == held and skip.occurrence.pk in rows
+                    ]
+                    if not group:
+                        continue
+                    standing = self._open(self._locks().filter(pk__in=[o.pk for o in group]), group, clock)
+                    if held:
+                        # A holder that has not renewed since may be dead: then the due time is still wanted.
+                        standing = standing.filter(
+                            owner__isnull=False, expires_at__gt=clock.now, renewed_at__gte=_due(group)
+                        )
+                    standing.update(stamp=stamp, **_moved_on(group))
+                moved = set(self._locks().filter(pk__in=list(rows), stamp=stamp).values_list("pk", flat=True))
+                for skip in batch:
+                    if skip.occurrence.pk in moved:
+                        row = rows[skip.occurrence.pk]
+                        at = row.now
+                        if skip.reason == "held":
+                            skip = replace(skip, holder=row.server, held_since=row.acquired_at)
+                        given_up.append(skip)
+            if given_up and at is not None:
+                record(given_up, at)
+        return given_up
+
+    # -- renew and release --------------------------------------------------------------------------------------------
+
+    def renew(self, claims: Sequence[Claim], *, now: datetime | None = None) -> set[str]:
+        if not claims:
+            return set()
+        clock = _Clock(now)
+        return self._call(lambda: self._renew(claims, clock))
+
+    def _renew(self, claims: Sequence[Claim], clock: _Clock) -> set[str]:
+        stand: set[str] = set()
+        for batch in _batches(claims, self._batch_size(PARAMS_PER_CLAIM)):
+            plain = [claim for claim in batch if not _may_overlap(claim.occurrence)]
+            if plain:
+                owners = [claim.owner for claim in plain]
+                rows = self._locks().filter(pk__in=[c.occurrence.pk for c in plain], owner__in=owners)
+                expires_at = _each({c.occurrence.pk: c.occurrence.lease for c in plain}, clock.after)
+                hit = rows.update(renewed_at=clock.now, expires_at=expires_at)
+                stand |= set(owners if hit == len(plain) else rows.values_list("owner", flat=True))
+            overlapping = [claim for claim in batch if _may_overlap(claim.occurrence)]
+            if overlapping:
+                owners = [claim.owner for claim in overlapping]
+                runs = self._of([c.occurrence for c in overlapping], owners).filter(
+                    status="running", expires_at__isnull=False
+                )
+                expires_at = _each({c.owner: c.occurrence.lease for c in overlapping}, clock.after, "owner")
+                hit = runs.update(expires_at=expires_at)
+                stand |= set(owners if hit == len(overlapping) else runs.values_list("owner", flat=True))
+        return stand
+
+    def release(
+        self, released: Sequence[ReleasedClaim], *, record: ReleaseRecorder, now: datetime | None = None
+    ) -> list[bool]:
+        if not released:
+            return []
+        clock = _Clock(now)
+        return self._call(lambda: self._release(released, record, clock))
+
+    def _release(self, released: Sequence[ReleasedClaim], record: ReleaseRecorder, clock: _Clock) -> list[bool]:
+        stood: set[str] = set()
+        before: set[str] = set()
+        with self._transaction(write_first=True):
+            for batch in _batches(released, self._batch_size(PARAMS_PER_CLAIM)):
+                plain = [item for item in batch if not _may_overlap(item.claim.occurrence)]
+                if plain:
+                    ours, already = self._release_locks(plain, clock)
+                    stood |= ours
+                    before |= already
+                overlapping = [item for item in batch if _may_overlap(item.claim.occurrence)]
+                if overlapping:
+                    ours, already = self._release_runs(overlapping)
+                    stood |= ours
+                    before |= already
+            told = [(item, item.claim.owner in stood) for item in released if item.claim.owner not in before]
+            if told:
+                record(told, self._now(clock))
+        return [item.claim.owner in stood or item.claim.owner in before for item in released]
+
+    def _release_locks(self, items: Sequence[ReleasedClaim], clock: _Clock) -> tuple[set[str], set[str]]:
+        """Return the owners whose lease this freed, and those whose lease an earlier call freed, unanswered."""
+        stamp = str(uuid.uuid4())
+        pks = [item.claim.occurrence.pk for item in items]
+        breaks = {item.claim.occurrence.pk: item.min_break if item.outcome.started else None for item in items}
+        hit = (
+            self._locks()
+            .filter(
+                pk__in=pks,
+                owner__in=[item.claim.owner for item in items],
+                fence__in=[item.claim.fence for item in items],
+            )
+            .update(
+                stamp=stamp,
+                not_before=_each(breaks, lambda rest: F("not_before") if rest is None else clock.after(rest)),
+                **_FREE,
+            )
+        )
+        if hit == len(items):
+            return {item.claim.owner for item in items}, set()
+        found = {
+            pk: values for pk, *values in self._locks().filter(pk__in=pks).values_list("pk", "stamp", "owner", "fence")
+        }
+        ours, already = set(), set()
+        for item in items:
+            row_stamp, owner, fence = found.get(item.claim.occurrence.pk, ("", "", 0))
+            if row_stamp == stamp:
+                ours.add(item.claim.owner)
+            elif owner is None and fence == item.claim.fence:
+                # A clean-up raises the fence, so this was our own release, whose answer was lost.
+                already.add(item.claim.owner)
+        return ours, already
+
+    def _release_runs(self, items: Sequence[ReleasedClaim]) -> tuple[set[str], set[str]]:
+        owners = [item.claim.owner for item in items]
+        runs = self._of([item.claim.occurrence for item in items], owners)
+        found = dict(self._lock_rows(runs, skip_locked=False).values_list("owner", "status"))
+        gone = ("abandoned", "lost")
+        ours = {owner for owner, status in found.items() if status == "running"}
+        already = {owner for owner, status in found.items() if owner not in ours and status not in gone}
+        runs.filter(owner__in=list(ours)).update(expires_at=None)
+        return ours, already
+
+    # -- reap ---------------------------------------------------------------------------------------------------------
+
+    def reap(self, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> list[Cleanup]:
+        clock = _Clock(now)
+        cleaned: list[Cleanup] = []
+        while True:
+            found = self._call(lambda: self._reap(server, record, clock))
+            cleaned += found
+            if len(found) < self._batch_size(PARAMS_PER_CLAIM):
+                return cleaned
+
+    def _reap(self, server: str, record: CleanupRecorder, clock: _Clock) -> list[Cleanup]:
+        most = self._batch_size(PARAMS_PER_CLAIM)
+        with self._transaction(write_first=True):
+            ended = self._locks().filter(owner__isnull=False, expires_at__lte=clock.now).annotate(now=clock.now)
+            locks = list(self._lock_rows(ended, skip_locked=True)[:most])
+            ended_runs = self._runs().filter(status="running", expires_at__lte=clock.now).annotate(now=clock.now)
+            runs = list(self._lock_rows(ended_runs, skip_locked=True)[: most - len(locks)]) if len(locks) < most else []
+            if not locks and not runs:
+                return []
+            pks = [lock.pk for lock in locks]
+            hit = (
+                self._locks()
+                .filter(pk__in=pks, owner__isnull=False, expires_at__lte=clock.now)
+                .update(fence=F("fence") + 1, **_FREE)
+            )
+            hit += (
+                self._runs().filter(pk__in=[run.pk for run in runs], expires_at__lte=clock.now).update(expires_at=None)
+            )
+            if hit != len(locks) + len(runs):
+                raise _Raced
+            owners = [lock.owner for lock in locks if lock.owner]
+            due = dict(
+                self._runs()
+                .filter(status="running", task__in=[lock.task for lock in locks], owner__in=owners)
+                .values_list("owner", "due_at")
+            )
+            cleanups = [
+                Cleanup(
+                    task=lock.task,
+                    due_at=due.get(lock.owner or "", lock.last_due_at),
+                    server=lock.server,
+                    owner=lock.owner or "",
+                    fence=lock.fence,
+                    acquired_at=lock.acquired_at,
+                    expired_at=lock.expires_at,
+                    cleaned_at=lock.now,
+                    cleaned_by=server,
+                    reason="overran" if lock.finish_by is not None and lock.finish_by <= lock.now else "lease_expired",
+                )
+                for lock in locks
+            ]
+            cleanups += [
+                Cleanup(
+                    task=run.task,
+                    due_at=run.due_at,
+                    server=run.server,
+                    owner=run.owner,
+                    fence=run.fence,
+                    acquired_at=run.started_at,
+                    expired_at=run.expires_at,
+                    cleaned_at=run.now,
+                    cleaned_by=server,
+                    reason="lease_expired",
+                )
+                for run in runs
+            ]
+            return list(record(cleanups))
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_calling(self) -> bool:
+        return self._calling is not None
+
+    def cut(self) -> bool:
+        connection, line = self._calling, self._line
+        if connection is None:
+            return False
+        if connection.connection is None:
+            # It connects, and nobody can say by which socket: what this process has open to that port, then.
+            cut = [self._shut(descriptor) for descriptor in _sockets_to(connection)]
+            return True in cut
+        return line is not None and line[0] is connection.connection and self._shut(line[1])
+
+    def _shut(self, descriptor: int) -> bool:
+        try:
+            # The copy is ours: closing it cannot close a descriptor that the driver has meanwhile given up.
+            with socket.socket(fileno=os.dup(descriptor)) as line:
+                self._was_cut = True
+                line.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+        return True
+
+    def _note_line(self, connection: BaseDatabaseWrapper) -> None:
+        """Note the connection's socket before the call: mysqlclient does not tell another thread during a query."""
+        raw = connection.connection
+        try:
+            self._line = (raw, raw.fileno() if hasattr(raw, "fileno") else raw._sock.fileno())
+        except Exception:
+            # No socket (SQLite), or a driver that hides it.
+            self._line = None
+
+    def close(self) -> None:
+        connections[self.using].close()
+
+    def _call(self, work: Callable[[], _T]) -> _T:
+        """
+        Do ``work`` with the write database, again where it lost a conflict with another server.
+
+        A connection that broke is closed, so that the next call opens its own.
+        """
+        connection = connections[self.using]
+        tested = _in_testcase(connection)
+        if connection.in_atomic_block and not tested:
+            raise UnsafeTransaction(
+                f"The lock {self.alias!r} was used inside a transaction on {self.using!r}, whose end would undo it. "
+                "Call it outside atomic(), or give the lock a database alias of its own."
+            )
+        started = time.monotonic()
+        attempt = 0
+        missing = ""
+        self._was_cut = False
+        self._calling = connection
+        try:
+            if not tested and not connection.get_autocommit():
+                raise UnsafeTransaction(
+                    f"The lock {self.alias!r} needs autocommit on {self.using!r}: a claim counts when it is committed."
+                )
+            while True:
+                connection.ensure_connection()
+                self._note_line(connection)
+                try:
+                    if missing:
+                        # In a statement of its own: inside the transaction, two servers would deadlock on MySQL.
+                        self._state().bulk_create([ScheduleState(key=missing)], ignore_conflicts=True)
+                        missing = ""
+                    return work()
+                except _NoSuchState as error:
+                    missing = str(error)
+                except (_Raced, DatabaseError) as error:
+                    attempt += 1
+                    retry = isinstance(error, _Raced) or _is_conflict(error)
+                    if (
+                        not retry
+                        or tested
+                        or self._was_cut
+                        or attempt > RETRIES
+                        or time.monotonic() - started > RETRY_FOR
+                    ):
+                        raise
+                    time.sleep(random.uniform(0.2, 1.0) * min(0.5, 0.01 * 2**attempt))  # noqa: S311 - jitter
+        except (OperationalError, InterfaceError) as error:
+            if not tested and not _is_conflict(error):
+                connection.close()
+            if self._was_cut:
+                raise StoreTimeout(f"A call to the database {self.using!r} hung, and was cut.") from error
+            raise
+        finally:
+            self._calling = None
+
+    @contextmanager
+    def _transaction(self, *, write_first: bool = False) -> Iterator[None]:
+        connection = connections[self.using]
+        tested = _in_testcase(connection)
+        with transaction.atomic(using=self.using, durable=True):
+            try:
+                level = getattr(getattr(connection, "isolation_level", None), "name", "READ_COMMITTED")
+                if connection.vendor == "postgresql" and level != "READ_COMMITTED" and not tested:
+                    # Each statement here asks its conditions anew; under a snapshot it would fail instead of seeing.
+                    with connection.cursor() as cursor:
+                        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                if write_first and not connection.features.has_select_for_update:
+                    self._state().filter(key=ScheduleState.PROJECT).update(scope="")
+                yield
+                if not tested:
+                    # Here and not at the end of the block, which leaves nothing to that end but to find it done.
+                    connection._commit()  # type: ignore[attr-defined]
+            except (OperationalError, InterfaceError) as error:
+                if not tested and not _is_conflict(error):
+                    # The end of the block would open a new connection, and hang again where the server hangs.
+                    connection.close()
+                raise
+
+    def _touch(self, key: str, **values: Any) -> None:
+        if not self._state().filter(key=key).update(**(values or {"scope": ""})):
+            raise _NoSuchState(key)
+
+    def _batch_size(self, per_row: int = PARAMS_PER_CLAIM) -> int:
+        most = connections[self.using].features.max_query_params
+        return 10_000 if most is None else max(1, min(10_000, (most - 50) // per_row))
+
+    def _locked(self, occurrences: Sequence[Occurrence], clock: _Clock) -> dict[int, _Held]:
+        everything = self._state().filter(key=ScheduleState.PROJECT, paused_at__isnull=False)
+        fields = [name for name in _Held.__dataclass_fields__ if name not in ("paused", "now")]
+        rows = self._lock_rows(self._locks().filter(pk__in=[o.pk for o in occurrences]), skip_locked=True)
+        found = rows.annotate(now=clock.now, all_paused=Exists(everything))
+        return {
+            row[0]: _Held(*row[:-3], row[-3] is not None or row[-2], row[-1])  # type: ignore[call-arg]
+            for row in found.values_list(*fields, "paused_at", "all_paused", "now")
+        }
+
+    def _lock_rows(self, rows: QuerySet[_M], *, skip_locked: bool) -> QuerySet[_M]:
+        features = connections[self.using].features
+        # In the order of the key: transactions that lock the same rows in different orders end each other.
+        rows = rows.order_by("pk")
+        if features.has_select_for_update:
+            rows = rows.select_for_update(skip_locked=skip_locked and features.has_select_for_update_skip_locked)
+        return rows
+
+    def _open(
+        self, rows: QuerySet[ScheduledLock], group: Sequence[Occurrence], clock: _Clock
+    ) -> QuerySet[ScheduledLock]:
+        """Narrow ``rows`` down to those whose due time is still open, under this schedule, with nothing paused."""
+        due = _due(group)
+        # The fingerprint has the task's name in it: one of the group is the row's own or none.
+        rows = rows.filter(
+            LessThanOrEqual(due, clock.now),
+            ~Exists(self._state().filter(key=ScheduleState.PROJECT, paused_at__isnull=False)),
+            last_due_at__lt=due,
+            paused_at=None,
+            fingerprint__in={o.task.fingerprint for o in group},
+        )
+        return rows
+
+    def _of(self, occurrences: Sequence[Occurrence], owners: Sequence[str]) -> QuerySet[ScheduledRun]:
+        # Task and due time lead to the rows by an index; the owner says which.
+        runs: QuerySet[ScheduledRun] = self._runs().filter(
+            task__in={o.row for o in occurrences}, due_at__in={o.due_at for o in occurrences}, owner__in=owners
+        )
+        return runs
+
+    def _now(self, clock: _Clock) -> datetime:
+        if clock.given is not None:
+            return clock.given
+        # An aggregate answers even where there is no row.
+        answer: datetime = self._state().aggregate(now=Coalesce(Max(UTCNow()), UTCNow()))["now"]
+        return answer
+
+    def _states(self, declared: Declarations) -> QuerySet[ScheduleState]:
+        wanted = Q(key=ScheduleState.PROJECT) | Q(first_seen_at__isnull=False, scope__in=["", declared.server])
+        states: QuerySet[ScheduleState] = self._state().filter(wanted)
+        return states
+
+    def _locks(self) -> QuerySet[ScheduledLock]:
+        rows: QuerySet[ScheduledLock] = ScheduledLock.objects.using(self.using).order_by()
+        return rows
+
+    def _runs(self) -> QuerySet[ScheduledRun]:
+        rows: QuerySet[ScheduledRun] = ScheduledRun.objects.using(self.using).order_by()
+        return rows
+
+    def _state(self) -> QuerySet[ScheduleState]:
+        rows: QuerySet[ScheduleState] = ScheduleState.objects.using(self.using).order_by()
+        return rows
+
+
+_PORTS: Final = {"postgresql": 5432, "mysql": 3306}
+_NEVER: Final = Value(None, output_field=DateTimeField())
+_FREE: Final[dict[str, Any]] = {
+    "owner": None,
+    "server": "",
+    "acquired_at": None,
+    "renewed_at": None,
+    "expires_at": None,
+    "finish_by": None,
+}
+_ROW: Final = (
+    "pk",
+    "task",
+    "fingerprint",
+    "last_due_at",
+    "schedule_since",
+    "next_due_at",
+    "not_before",
+    "owner",
+    "server",
+    "fence",
+    "acquired_at",
+    "renewed_at",
+    "expires_at",
+    "paused_at",
+)
+_OTHER_TIMES: Final = ("schedule_since", "not_before")
+_OF_RUN: Final = {"fingerprint": "owner"}
+
+
+def _row(values: dict[str, Any]) -> Row:
+    paused_at = values.pop("paused_at")
+    return Row(**values, paused=paused_at is not None)
+
+
+def _noted(row: Any) -> datetime:
+    """Return the store's time that a row was annotated with."""
+    now: datetime = row.now
+    return now
+
+
+def _keys(declared: Declarations) -> dict[str, str]:
+    """Return the state keys of these declarations, each with its scope."""
+    keys = {f"declared:{declared.digest}": ""}
+    if declared.server_digest:
+        # Servers with the same tasks of their own have the same digest, and yet a version each.
+        keys[f"declared:{declared.server_digest[:20]}@{declared.server}"] = declared.server
+    return keys
+
+
+def _newest(states: Iterable[ScheduleState], scope: str) -> ScheduleState | None:
+    seen = [state for state in states if state.scope == scope and state.first_seen_at is not None]
+    return max(seen, key=lambda state: (state.first_seen_at, state.key), default=None)
+
+
+def _is_gone(newest: ScheduleState | None, now: datetime) -> bool:
+    return newest is None or newest.seen_at is None or newest.seen_at <= now - GONE_AFTER
+
+
+def _by_hand(occurrence: Occurrence) -> bool:
+    return occurrence.trigger in BY_HAND
+
+
+def _may_overlap(occurrence: Occurrence) -> bool:
+    return occurrence.task.overlap == "allow"
+
+
+def _due(group: Sequence[Occurrence]) -> Any:
+    return _each({o.pk: o.due_at for o in group}, lambda due: Value(due, output_field=DateTimeField()))
+
+
+def _moved_on(group: Sequence[Occurrence]) -> dict[str, Any]:
+    hints = {o.pk: o.next_due_at for o in group}
+    return {
+        "last_due_at": _due(group),
+        "next_due_at": _each(hints, lambda hint: Value(hint, output_field=DateTimeField())),
+    }
+
+
+def _each(values: Mapping[Any, _T], expression: Callable[[_T], Any], field: str = "pk") -> Any:
+    """Return one expression that has for each row its value: plain where all are equal, else by ``field``."""
+    groups: dict[_T, list[Any]] = {}
+    for key, value in values.items():
+        groups.setdefault(value, []).append(key)
+    if len(groups) == 1:
+        return expression(next(iter(groups)))
+    whens = [When(**{f"{field}__in": keys}, then=expression(value)) for value, keys in groups.items()]
+    return Case(*whens, output_field=DateTimeField())
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _sockets_to(connection: BaseDatabaseWrapper) -> list[int]:
+    """Return what this process, which runs nothing but the schedule, has open to the database's server."""
+    port = int(connection.settings_dict.get("PORT") or _PORTS.get(connection.vendor, 0))
+    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    found = []
+    for name in os.listdir(folder) if port else ():
+        with suppress(OSError):
+            descriptor = int(name)
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(descriptor)) as line:
+                peer = line.getpeername()
+            is_ours = peer[1] == port if isinstance(peer, tuple) else "mysql" in str(peer) or ".PGSQL." in str(peer)
+            if is_ours:
+                found.append(descriptor)
+    return found
+
+
+def _in_testcase(connection: BaseDatabaseWrapper) -> bool:
+    blocks = getattr(connection, "atomic_blocks", [])
+    return connection.in_atomic_block and bool(blocks) and bool(blocks[-1]._from_testcase)
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """Was this lost against another transaction, so that the same thing may well succeed now?"""
+    cause = error.__cause__
+    if getattr(cause, "sqlstate", None) in ("40001", "40P01") or getattr(cause, "pgcode", None) in ("40001", "40P01"):
+        return True
+    if error.args and error.args[0] in (1020, 1205, 1213):
+        return True
+    return isinstance(error, OperationalError) and "is locked" in str(error)

@@ -1,0 +1,742 @@
+"""
+The facts that every lock store keeps. An author of another store inherits them, and is told where it breaks a promise:
+
+    from multiserver_schedule.testing.contract import LockContract
+
+    class TestMyLock(LockContract):
+        @pytest.fixture
+        def lock(self):
+            return MyLock("default", {})    # on an empty store
+
+Time is passed in: no test sleeps, and none depends on a clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, Protocol
+
+import pytest
+
+from ..cron import Cron, Every
+from ..entries import Claim, Cleanup, DueTimes, Occurrence, Outcome, ReleasedClaim, Row, ScheduledTask, Skip, Trigger
+from ..locks.base import BaseLock, Declarations
+
+THREE = datetime(2030, 1, 1, 3, tzinfo=timezone.utc)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+LEASE = timedelta(seconds=30)
+BREAK = timedelta(seconds=10)
+HOURLY = Every(HOUR)
+SUCCEEDED = Outcome(status="succeeded")
+FILTERED = Outcome(status="skipped", reason="filtered", started=False)
+
+
+class Recorders(Protocol):
+    """What a lock tells of what it did: ``multiserver_schedule.history.History``, or anything like it."""
+
+    def started(self, claims: Sequence[Claim], now: datetime) -> None: ...
+    def skipped(self, skips: Sequence[Skip], now: datetime) -> None: ...
+    def finished(self, releases: Sequence[tuple[ReleasedClaim, bool]], now: datetime) -> None: ...
+    def cleaned(self, cleanups: Sequence[Cleanup]) -> Sequence[Cleanup]: ...
+
+
+class Notes:
+    """Recorders that keep what they were told, and pass it on to a history where there is one."""
+
+    def __init__(self, history: Recorders | None = None) -> None:
+        self.history = history
+        self.claims: list[Claim] = []
+        self.skips: list[Skip] = []
+        self.releases: list[tuple[ReleasedClaim, bool]] = []
+        self.cleanups: list[Cleanup] = []
+
+    def started(self, claims: Sequence[Claim], now: datetime) -> None:
+        self.claims += claims
+        if self.history is not None:
+            self.history.started(claims, now)
+
+    def skipped(self, skips: Sequence[Skip], now: datetime) -> None:
+        self.skips += skips
+        if self.history is not None:
+            self.history.skipped(skips, now)
+
+    def finished(self, releases: Sequence[tuple[ReleasedClaim, bool]], now: datetime) -> None:
+        self.releases += releases
+        if self.history is not None:
+            self.history.finished(releases, now)
+
+    def cleaned(self, cleanups: Sequence[Cleanup]) -> Sequence[Cleanup]:
+        written = self.history.cleaned(cleanups) if self.history is not None else cleanups
+        self.cleanups += written
+        return written
+
+
+def a_task(name: str = "shop.refresh", timetable: DueTimes = HOURLY, **options: Any) -> ScheduledTask:
+    """Return a task that is due every hour."""
+    return ScheduledTask(name=name, kind="call", target="shop.tasks.run", timetable=timetable, **options)
+
+
+def declare(*tasks: ScheduledTask, server: str = "web1") -> Declarations:
+    """Return these tasks as one version of the code declares them on ``server``."""
+
+    def digest(own: bool) -> str:
+        lines = sorted(f"{task.name} {task.fingerprint}" for task in tasks if task.on_every_server == own)
+        return hashlib.sha256("\n".join([server if own else "", *lines]).encode()).hexdigest()
+
+    own = any(task.on_every_server for task in tasks)
+    return Declarations(
+        tasks={task.name: task for task in tasks},
+        server=server,
+        digest=digest(False),
+        server_digest=digest(True) if own else "",
+    )
+
+
+class Server:
+    """One server as the lock sees it: the calls of its passes, at times that the test says."""
+
+    def __init__(self, lock: BaseLock, notes: Notes, *tasks: ScheduledTask, name: str = "web1") -> None:
+        self.lock = lock
+        self.notes = notes
+        self.name = name
+        self.declared = declare(*tasks, server=name)
+
+    def sync(self, now: datetime) -> tuple[list[str], list[str]]:
+        """Return what was registered and what was taken over."""
+        synced = self.lock.sync(self.declared, now=now)
+        return sorted(synced.registered), sorted(synced.changed)
+
+    def row(self, name: str = "shop.refresh") -> Row:
+        (row,) = self.lock.rows([name])
+        return row
+
+    def occurrence(
+        self,
+        due_at: datetime,
+        task: ScheduledTask | None = None,
+        *,
+        trigger: Trigger = "schedule",
+        lease: timedelta = LEASE,
+        min_break: timedelta = BREAK,
+        **more: Any,
+    ) -> Occurrence:
+        task = task or next(iter(self.declared.tasks.values()))
+        name = task.row_name(self.name)
+        return Occurrence(
+            task=task,
+            row=name,
+            pk=self.row(name).pk,
+            due_at=due_at,
+            next_due_at=task.next(due_at),
+            trigger=trigger,
+            lease=lease,
+            min_break=min_break,
+            **more,
+        )
+
+    def claim(self, *occurrences: Occurrence, now: datetime, slots: int | None = None) -> list[Claim]:
+        return self.lock.claim(occurrences, server=self.name, slots=slots, record=self.notes.started, now=now)
+
+    def run(self, due_at: datetime, *, now: datetime | None = None, **more: Any) -> Claim | None:
+        """Claim the due time of the one task, or return None."""
+        claims = self.claim(self.occurrence(due_at, **more), now=now or due_at)
+        return claims[0] if claims else None
+
+    def must_run(self, due_at: datetime, *, now: datetime | None = None, **more: Any) -> Claim:
+        claim = self.run(due_at, now=now, **more)
+        assert claim is not None
+        return claim
+
+    def skip(self, due_at: datetime, *, now: datetime, reason: Any = "held", **more: Any) -> Skip | None:
+        skip = Skip(occurrence=self.occurrence(due_at, **more), reason=reason)
+        skips = self.lock.skip([skip], record=self.notes.skipped, now=now)
+        return skips[0] if skips else None
+
+    def renew(self, *claims: Claim, now: datetime) -> list[bool]:
+        stand = self.lock.renew(claims, now=now)
+        return [claim.owner in stand for claim in claims]
+
+    def release(self, *claims: Claim, now: datetime, outcome: Outcome = SUCCEEDED, **more: Any) -> list[bool]:
+        released = [
+            ReleasedClaim(claim=claim, outcome=outcome, min_break=claim.occurrence.min_break, **more)
+            for claim in claims
+        ]
+        return self.lock.release(released, record=self.notes.finished, now=now)
+
+    def reap(self, now: datetime) -> list[Cleanup]:
+        return self.lock.reap(server=self.name, record=self.notes.cleaned, now=now)
+
+    def due(self, now: datetime, **more: Any) -> list[str]:
+        return [row.task for row in self.lock.look(self.declared, now=now, **more).due]
+
+
+class LockContract:
+    """Inherit this and give a fixture ``lock``, and ``notes`` too where the lock needs a history."""
+
+    @pytest.fixture
+    def lock(self) -> BaseLock:
+        """Return the lock under test, on an empty store."""
+        raise NotImplementedError("Give your test class a fixture 'lock' that returns your lock on an empty store.")
+
+    @pytest.fixture
+    def notes(self) -> Notes:
+        """Return what the lock tells of what it does."""
+        return Notes()
+
+    @pytest.fixture
+    def web1(self, lock: BaseLock, notes: Notes) -> Server:
+        """Return a server with one hourly task, registered at 02:30."""
+        server = Server(lock, notes, a_task())
+        server.sync(THREE - HOUR / 2)
+        return server
+
+    @pytest.fixture
+    def web2(self, lock: BaseLock, notes: Notes, web1: Server) -> Server:
+        """Return another server with the same code."""
+        return Server(lock, notes, a_task(), name="web2")
+
+    # -- I1: once per due time, for ever ------------------------------------------------------------------------------
+
+    def test_one_server_claims_a_due_time(self, web1: Server, web2: Server) -> None:
+        assert web1.run(THREE) is not None
+        assert web2.run(THREE) is None
+
+    def test_a_claim_says_what_its_holder_needs(self, web1: Server) -> None:
+        now = THREE + SECOND
+        claim = web1.must_run(THREE, now=now, lease=timedelta(seconds=12))
+        assert claim.occurrence.due_at == THREE
+        assert claim.server == "web1"
+        assert (claim.acquired_at, claim.expires_at) == (now, now + timedelta(seconds=12))
+        assert claim.finish_by is None
+        row = web1.row()
+        assert (row.owner, row.server, row.fence) == (claim.owner, "web1", claim.fence)
+        assert (row.last_due_at, row.next_due_at) == (THREE, THREE + HOUR)
+        assert (row.acquired_at, row.renewed_at, row.expires_at) == (now, now, claim.expires_at)
+
+    def test_a_limit_gives_the_claim_a_time_to_finish_by(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(limit=HOUR))
+        server.sync(THREE - HOUR)
+        assert server.must_run(THREE, now=THREE + SECOND).finish_by == THREE + SECOND + HOUR
+
+    def test_a_slow_clock_cannot_run_a_finished_due_time_again(self, web1: Server, web2: Server) -> None:
+        """Longer than the break after the end, as the first seed's ten seconds did not outlast a late server."""
+        claim = web1.must_run(THREE)
+        web1.release(claim, now=THREE + SECOND)
+        for late in (SECOND, MINUTE, 50 * MINUTE, 30 * DAY):
+            assert web2.run(THREE, now=THREE + late) is None
+
+    def test_an_earlier_due_time_is_never_claimed_after_a_later_one(self, web1: Server, web2: Server) -> None:
+        web1.release(web1.must_run(THREE + HOUR), now=THREE + HOUR + SECOND)
+        assert web2.run(THREE, now=THREE + 2 * HOUR) is None
+
+    def test_the_next_due_time_is_open_again(self, web1: Server, web2: Server) -> None:
+        web1.release(web1.must_run(THREE), now=THREE + MINUTE)
+        assert web2.run(THREE + HOUR) is not None
+
+    def test_the_stores_clock_says_whether_a_task_is_due(self, web1: Server) -> None:
+        assert web1.run(THREE, now=THREE - timedelta(milliseconds=5)) is None
+        assert web1.run(THREE, now=THREE) is not None
+
+    def test_a_row_that_is_named_twice_is_claimed_once(self, web1: Server) -> None:
+        twice = [web1.occurrence(THREE - HOUR / 4), web1.occurrence(THREE)]
+        claims = web1.claim(*twice, now=THREE)
+        assert [claim.occurrence for claim in claims] == twice[:1]
+        assert web1.row().last_due_at == THREE - HOUR / 4
+
+    def test_a_claim_leaves_other_tasks_alone(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task("a"), a_task("b"))
+        server.sync(THREE - HOUR)
+        a, b = (server.occurrence(THREE, task) for task in server.declared.tasks.values())
+        (first,) = server.claim(a, now=THREE)
+        assert lock.rows(["b"])[0].owner is None
+        (second,) = server.claim(a, b, now=THREE)
+        assert second.occurrence == b
+        assert first.owner != second.owner
+
+    def test_each_of_many_claims_has_its_own_owner_and_values(self, lock: BaseLock, notes: Notes) -> None:
+        tasks = [
+            a_task(f"t{i}", Every(timedelta(minutes=(5, 10, 20)[i % 3])), limit=(None, HOUR)[i % 2]) for i in range(12)
+        ]
+        server = Server(lock, notes, *tasks)
+        server.sync(THREE - HOUR)
+        asked = [
+            server.occurrence(THREE - i * MINUTE, task, lease=(10 + i % 3) * SECOND) for i, task in enumerate(tasks)
+        ]
+        claims = server.claim(*asked, now=THREE)
+        assert [claim.occurrence for claim in claims] == asked
+        assert len({claim.owner for claim in claims}) == 12
+        for claim, row in zip(claims, (server.row(o.row) for o in asked), strict=True):
+            o = claim.occurrence
+            assert (row.owner, row.last_due_at, row.next_due_at) == (claim.owner, o.due_at, o.next_due_at)
+            assert row.expires_at == claim.expires_at == THREE + o.lease
+            assert claim.finish_by == (THREE + HOUR if o.task.limit else None)
+
+    def test_a_claim_is_recorded_with_what_was_won_only(self, web1: Server, web2: Server, notes: Notes) -> None:
+        claim = web1.must_run(THREE)
+        web2.run(THREE)
+        assert notes.claims == [claim]
+
+    def test_looking_takes_nothing(self, web1: Server, web2: Server) -> None:
+        """A probe that took and gave back the lock left runs that nobody made."""
+        before = web1.row()
+        for _ in range(3):
+            assert web1.due(THREE) == web2.due(THREE) == ["shop.refresh"]
+        assert web1.row() == before
+
+    # -- manual runs --------------------------------------------------------------------------------------------------
+
+    def test_a_manual_run_leaves_the_due_times_alone(self, web1: Server) -> None:
+        before = web1.row()
+        at = THREE - MINUTE
+        claim = web1.must_run(at, trigger="manual")
+        assert (web1.row().last_due_at, web1.row().next_due_at) == (before.last_due_at, before.next_due_at)
+        web1.release(claim, now=at + SECOND)
+        assert web1.run(THREE) is not None
+
+    def test_a_manual_run_minds_neither_break_nor_schedule_but_never_overlaps(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        assert web2.run(THREE + SECOND, trigger="manual") is None
+        web1.release(claim, now=THREE + SECOND)
+        manual = web2.must_run(THREE + 2 * SECOND, trigger="manual")
+        assert manual.fence > claim.fence
+        assert web1.run(THREE + HOUR) is None
+
+    # -- I2: no overlap -----------------------------------------------------------------------------------------------
+
+    def test_a_task_does_not_start_while_it_runs(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        for minute in range(0, 60, 5):
+            assert web1.renew(claim, now=THREE + minute * MINUTE) == [True]
+        assert web2.run(THREE + HOUR) is None
+        web1.release(claim, now=THREE + HOUR)
+        assert web2.run(THREE + HOUR, now=THREE + HOUR + BREAK) is not None
+
+    def test_a_slow_run_is_not_a_dead_run(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        for beat in range(1, 40):
+            assert web1.renew(claim, now=THREE + beat * 10 * SECOND) == [True]
+            assert web2.reap(THREE + beat * 10 * SECOND) == []
+
+    def test_a_lease_that_has_ended_is_freed_by_a_clean_up_alone(self, web1: Server, web2: Server) -> None:
+        web1.must_run(THREE)
+        assert web2.run(THREE + HOUR) is None
+        assert len(web2.reap(THREE + HOUR)) == 1
+        assert web2.run(THREE + HOUR) is not None
+
+    def test_a_late_renewal_keeps_a_lease_that_nobody_has_cleaned_up(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        late = THREE + 2 * LEASE
+        assert web1.renew(claim, now=late) == [True]
+        assert web2.reap(late + LEASE - SECOND) == []
+
+    def test_a_renewal_tells_which_leases_were_lost(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task("a"), a_task("b"))
+        server.sync(THREE - HOUR)
+        a, b = server.claim(*(server.occurrence(THREE, t) for t in server.declared.tasks.values()), now=THREE)
+        server.renew(b, now=THREE + LEASE - SECOND)
+        assert [cleanup.task for cleanup in server.reap(THREE + LEASE)] == ["a"]
+        assert server.renew(a, b, now=THREE + LEASE) == [False, True]
+
+    def test_leases_of_different_lengths_are_renewed_each_by_its_own(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task("a"), a_task("b"))
+        server.sync(THREE - HOUR)
+        task_a, task_b = server.declared.tasks.values()
+        claims = server.claim(
+            server.occurrence(THREE, task_a, lease=9 * SECOND),
+            server.occurrence(THREE, task_b, lease=60 * SECOND),
+            now=THREE,
+        )
+        at = THREE + 5 * SECOND
+        assert server.renew(*claims, now=at) == [True, True]
+        assert [server.row(name).expires_at for name in "ab"] == [at + 9 * SECOND, at + 60 * SECOND]
+
+    def test_the_old_owner_cannot_release_a_lock_it_lost(self, web1: Server, web2: Server, notes: Notes) -> None:
+        late = web1.must_run(THREE)
+        web2.reap(THREE + LEASE)
+        newer = web2.must_run(THREE + HOUR)
+        assert web1.release(late, now=THREE + HOUR) == [False]
+        assert web2.row().owner == newer.owner
+        assert [stood for _, stood in notes.releases] == [False]
+        assert web2.renew(newer, now=THREE + HOUR + SECOND) == [True]
+
+    def test_the_old_owner_learns_of_its_loss_when_nobody_has_taken_over_yet(self, web1: Server, web2: Server) -> None:
+        late = web1.must_run(THREE)
+        web2.reap(THREE + LEASE)
+        assert web1.renew(late, now=THREE + LEASE) == [False]
+        assert web1.release(late, now=THREE + LEASE) == [False]
+
+    def test_a_release_that_is_sent_again_is_recorded_once(self, web1: Server, notes: Notes) -> None:
+        """The answer to the first may have been lost."""
+        claim = web1.must_run(THREE)
+        assert web1.release(claim, now=THREE + SECOND) == [True]
+        assert web1.release(claim, now=THREE + 2 * SECOND) == [True]
+        assert len(notes.releases) == 1
+
+    def test_several_runs_are_released_at_once(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, *(a_task(name) for name in "abc"))
+        server.sync(THREE - HOUR)
+        claims = server.claim(*(server.occurrence(THREE, t) for t in server.declared.tasks.values()), now=THREE)
+        server.renew(claims[0], claims[2], now=THREE + LEASE - SECOND)
+        server.reap(THREE + LEASE)
+        assert server.release(*claims, now=THREE + LEASE) == [True, False, True]
+        assert [server.row(name).owner for name in "abc"] == [None, None, None]
+
+    # -- I3: fences rise ----------------------------------------------------------------------------------------------
+
+    def test_the_fence_rises_with_each_claim_and_each_clean_up(self, web1: Server, web2: Server) -> None:
+        fences = [web1.row().fence]
+        for hour in range(4):
+            at = THREE + hour * HOUR
+            claim = web1.must_run(at)
+            fences.append(claim.fence)
+            if hour % 2:
+                assert web2.reap(at + LEASE)[0].fence == claim.fence
+                fences.append(web2.row().fence)
+            else:
+                web1.release(claim, now=at + SECOND)
+        assert fences == sorted(set(fences))
+
+    # -- I4 and I6: a dead server's locks are freed, and each clean-up is recorded once -------------------------------
+
+    def test_a_dead_servers_lock_is_freed_when_its_lease_ends(self, web1: Server, web2: Server, lock: BaseLock) -> None:
+        web1.must_run(THREE)
+        assert lock.look(web2.declared, now=THREE + LEASE - SECOND).expired is False
+        assert web2.reap(THREE + LEASE - SECOND) == []
+        assert lock.look(web2.declared, now=THREE + LEASE).expired is True
+        assert len(web2.reap(THREE + LEASE)) == 1
+        assert lock.look(web2.declared, now=THREE + LEASE).expired is False
+
+    def test_a_clean_up_says_whose_lock_it_was(self, web1: Server, web2: Server, notes: Notes) -> None:
+        claim = web1.must_run(THREE, now=THREE + SECOND)
+        now = THREE + MINUTE
+        (cleanup,) = web2.reap(now)
+        assert (cleanup.task, cleanup.due_at) == ("shop.refresh", THREE)
+        assert (cleanup.server, cleanup.owner, cleanup.fence) == ("web1", claim.owner, claim.fence)
+        assert (cleanup.acquired_at, cleanup.expired_at) == (claim.acquired_at, claim.expires_at)
+        assert (cleanup.cleaned_at, cleanup.cleaned_by, cleanup.reason) == (now, "web2", "lease_expired")
+        assert notes.cleanups == [cleanup]
+
+    def test_a_stale_lock_is_cleaned_up_once(self, web1: Server, web2: Server, notes: Notes) -> None:
+        web1.must_run(THREE)
+        assert len(web2.reap(THREE + LEASE)) == 1
+        assert web1.reap(THREE + LEASE) == []
+        assert len(notes.cleanups) == 1
+
+    def test_a_run_that_is_past_its_limit_is_said_to_have_overrun(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(limit=timedelta(minutes=5)))
+        server.sync(THREE - HOUR)
+        server.must_run(THREE)
+        assert server.reap(THREE + 6 * MINUTE)[0].reason == "overran"
+
+    def test_a_lock_is_freed_by_a_server_that_does_not_declare_its_task(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        web1.must_run(THREE)
+        other = Server(lock, notes, a_task("shop.something_else"), name="web3")
+        assert [cleanup.task for cleanup in other.reap(THREE + MINUTE)] == ["shop.refresh"]
+
+    def test_after_a_clean_up_there_is_no_break(self, web1: Server, web2: Server) -> None:
+        web1.must_run(THREE, now=THREE + HOUR - LEASE)
+        web2.reap(THREE + HOUR)
+        assert web2.run(THREE + HOUR) is not None
+
+    def test_the_due_time_of_a_dead_server_is_not_run_again(self, web1: Server, web2: Server) -> None:
+        web1.must_run(THREE)
+        web2.reap(THREE + MINUTE)
+        assert web2.run(THREE, now=THREE + MINUTE) is None
+
+    # -- I5: the break ------------------------------------------------------------------------------------------------
+
+    def test_the_break_is_kept_after_a_run(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(timetable=Every(5 * SECOND)))
+        server.sync(THREE)
+        claim = server.must_run(THREE + 5 * SECOND)
+        ended = THREE + 7 * SECOND
+        server.release(claim, now=ended)
+        for seconds in range(10):
+            at = ended + seconds * SECOND
+            assert server.run(THREE + 10 * SECOND, now=at) is None
+        assert server.run(THREE + 15 * SECOND, now=ended + BREAK) is not None
+
+    def test_breaks_of_different_lengths_are_kept_each_by_its_own(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task("a"), a_task("b"))
+        server.sync(THREE - HOUR)
+        task_a, task_b = server.declared.tasks.values()
+        claims = server.claim(
+            server.occurrence(THREE, task_a, min_break=MINUTE), server.occurrence(THREE, task_b), now=THREE
+        )
+        server.release(*claims, now=THREE)
+        assert [server.row(name).not_before for name in "ab"] == [THREE + MINUTE, THREE + BREAK]
+
+    def test_a_due_time_inside_the_break_stays_open(self, web1: Server) -> None:
+        web1.release(web1.must_run(THREE, now=THREE + HOUR - SECOND), now=THREE + HOUR - SECOND)
+        assert web1.run(THREE + HOUR) is None
+        assert web1.due(THREE + HOUR) == ["shop.refresh"]
+        assert web1.run(THREE + HOUR, now=THREE + HOUR - SECOND + BREAK) is not None
+
+    def test_a_run_that_its_filters_refused_has_no_break(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(timetable=Every(5 * SECOND)))
+        server.sync(THREE)
+        server.release(server.must_run(THREE + 5 * SECOND), now=THREE + 5 * SECOND, outcome=FILTERED)
+        assert server.run(THREE + 10 * SECOND) is not None
+
+    # -- I8: versions pass over what is not theirs --------------------------------------------------------------------
+
+    def test_an_older_version_neither_claims_nor_skips_a_task_whose_schedule_was_changed(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        newer = Server(lock, notes, a_task(timetable=Cron("30 * * * *", "UTC")), name="web2")
+        newer.sync(THREE - MINUTE)
+        assert web1.run(THREE, now=THREE + SECOND) is None
+        assert web1.skip(THREE, now=THREE + SECOND, reason="missed") is None
+        assert newer.run(THREE + HOUR / 2) is not None
+
+    # -- registering, roll-outs and rollbacks -------------------------------------------------------------------------
+
+    def test_a_new_task_never_fires_for_the_past(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task())
+        assert lock.look(server.declared, now=THREE).known is False
+        assert server.sync(THREE + SECOND) == (["shop.refresh"], [])
+        row = server.row()
+        assert row.last_due_at == row.schedule_since == THREE + SECOND
+        assert row.next_due_at == THREE + HOUR
+        assert server.run(THREE, now=THREE + MINUTE) is None
+        assert lock.look(server.declared, now=THREE + MINUTE).known is True
+
+    def test_a_second_server_with_the_same_code_registers_nothing(self, web1: Server, web2: Server) -> None:
+        before = web1.row()
+        assert web2.lock.look(web2.declared, now=THREE).known is True
+        assert web2.sync(THREE) == ([], [])
+        assert web1.row() == before
+
+    def test_a_new_task_leaves_the_others_rows_alone(self, web1: Server, lock: BaseLock, notes: Notes) -> None:
+        before = web1.row()
+        newer = Server(lock, notes, a_task(), a_task("shop.more"))
+        assert lock.look(newer.declared, now=THREE).known is False
+        assert newer.sync(THREE) == (["shop.more"], [])
+        assert web1.row() == before
+
+    def test_an_older_version_that_is_still_running_changes_nothing_back(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        """One set of declarations that every server rewrites starves a task whose schedule was changed."""
+        newer = Server(lock, notes, a_task(timetable=Cron("30 * * * *", "UTC")), name="web2")
+        assert newer.sync(THREE - MINUTE) == ([], ["shop.refresh"])
+        for minute in range(0, 60, 4):
+            at = THREE + minute * MINUTE
+            assert lock.look(newer.declared, now=at).known is True
+            assert lock.look(web1.declared, now=at).known is True
+            assert web1.sync(at) == ([], [])
+        assert newer.row().fingerprint == a_task(timetable=Cron("30 * * * *", "UTC")).fingerprint
+
+    def test_a_changed_schedule_counts_from_its_take_over(self, web1: Server, lock: BaseLock, notes: Notes) -> None:
+        newer = Server(lock, notes, a_task(timetable=Cron("*/5 * * * *", "UTC")), name="web2")
+        at = THREE - 7 * MINUTE
+        newer.sync(at)
+        row = newer.row()
+        assert (row.schedule_since, row.next_due_at) == (at, THREE - 5 * MINUTE)
+        assert row.last_due_at == THREE - HOUR / 2
+
+    def test_a_due_time_that_waits_is_not_lost_by_a_roll_out(self, web1: Server, lock: BaseLock, notes: Notes) -> None:
+        newer = Server(lock, notes, a_task(timetable=Cron("30 * * * *", "UTC")), name="web2")
+        at = THREE + 5 * MINUTE
+        newer.sync(at)
+        row = newer.row()
+        assert row.next_due_at == THREE
+        assert row.last_due_at < THREE <= row.schedule_since == at
+        assert newer.due(at) == ["shop.refresh"]
+        assert newer.run(THREE, now=at) is not None
+
+    def test_a_due_time_that_was_claimed_is_not_doubled_by_a_roll_out(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        web1.release(web1.must_run(THREE), now=THREE + SECOND)
+        newer = Server(lock, notes, a_task(timetable=Cron("0,30 * * * *", "UTC")), name="web2")
+        newer.sync(THREE + MINUTE)
+        assert newer.row().next_due_at == THREE + HOUR / 2
+        assert newer.run(THREE, now=THREE + 2 * MINUTE) is None
+
+    def test_a_rollback_takes_over_when_the_newest_version_was_not_seen_for_five_minutes(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        """The minutes in which nobody held the schedule are the older version's to catch up."""
+        newer = Server(lock, notes, a_task(timetable=Cron("30 * * * *", "UTC")), name="web2")
+        newer.sync(THREE - 3 * MINUTE)
+        gone = THREE - MINUTE
+        assert lock.look(newer.declared, now=gone).known is True
+        assert lock.look(web1.declared, now=gone + 4 * MINUTE).known is True
+        back = gone + 5 * MINUTE
+        assert lock.look(web1.declared, now=back).known is False
+        assert web1.sync(back) == ([], ["shop.refresh"])
+        row = web1.row()
+        assert (row.schedule_since, row.next_due_at) == (gone, THREE)
+        assert web1.run(THREE, now=back) is not None
+        assert lock.look(web1.declared, now=back).known is True
+        assert lock.look(newer.declared, now=back).known is True, "and it is the older one now"
+
+    def test_a_rollback_does_not_go_back_behind_what_was_claimed(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        newer = Server(lock, notes, a_task(timetable=Cron("*/2 * * * *", "UTC")), name="web2")
+        newer.sync(THREE - 3 * MINUTE)
+        lock.look(newer.declared, now=THREE - MINUTE)
+        newer.release(newer.must_run(THREE), now=THREE + SECOND)
+        web1.sync(THREE + 10 * MINUTE)
+        assert web1.row().schedule_since == THREE
+        assert web1.row().next_due_at == THREE + HOUR
+
+    def test_a_version_that_comes_back_after_a_rollback_takes_over_again(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        newer = Server(lock, notes, a_task(timetable=Cron("30 * * * *", "UTC")), name="web2")
+        newer.sync(THREE - 3 * MINUTE)
+        web1.sync(THREE + 10 * MINUTE)
+        assert lock.look(newer.declared, now=THREE + 11 * MINUTE).known is True
+        assert lock.look(newer.declared, now=THREE + 15 * MINUTE).known is False
+        assert newer.sync(THREE + 15 * MINUTE) == ([], ["shop.refresh"])
+
+    def test_a_version_that_is_looked_at_stays_the_newest(self, web1: Server, lock: BaseLock, notes: Notes) -> None:
+        older = Server(lock, notes, a_task(timetable=Cron("30 * * * *", "UTC")), name="web2")
+        older.sync(THREE - 2 * HOUR)  # and web1's version, of 02:30 but synced before, is the older one now
+        for minute in range(0, 60, 4):
+            at = THREE - 2 * HOUR + minute * MINUTE
+            assert lock.look(older.declared, now=at).known is True
+            assert lock.look(web1.declared, now=at).known is True
+
+    def test_a_task_on_every_server_has_a_row_for_each(self, lock: BaseLock, notes: Notes) -> None:
+        task = a_task("shop.clear", on_every_server=True)
+        web1, web2 = (Server(lock, notes, task, name=name) for name in ("web1", "web2"))
+        assert web1.sync(THREE - MINUTE) == (["shop.clear@web1"], [])
+        assert lock.look(web1.declared, now=THREE).known is True
+        assert lock.look(web2.declared, now=THREE).known is False
+        assert web2.sync(THREE - MINUTE) == (["shop.clear@web2"], [])
+        assert web1.run(THREE) is not None
+        assert web2.run(THREE) is not None
+        assert web1.run(THREE) is None
+
+    def test_a_server_does_not_see_the_rows_of_others(self, lock: BaseLock, notes: Notes) -> None:
+        """Servers come and go: nobody looks at the rows of those that are gone."""
+        tasks = a_task("shop.clear", on_every_server=True), a_task("shop.once")
+        web1, web2 = (Server(lock, notes, *tasks, name=name) for name in ("web1", "web2"))
+        web1.sync(THREE - MINUTE)
+        web2.sync(THREE - MINUTE)
+        assert sorted(web2.due(THREE)) == ["shop.clear@web2", "shop.once"]
+
+    # -- I9: what is skipped, and what must not be --------------------------------------------------------------------
+
+    def test_a_due_time_that_meets_a_running_task_is_skipped_once_for_all(
+        self, web1: Server, web2: Server, notes: Notes
+    ) -> None:
+        claim = web1.must_run(THREE, now=THREE + SECOND)
+        now = THREE + HOUR
+        web1.renew(claim, now=now)
+        skip = web2.skip(now, now=now + SECOND)
+        assert skip is not None
+        assert (skip.holder, skip.held_since) == ("web1", THREE + SECOND)
+        assert web1.skip(now, now=now + SECOND) is None
+        assert notes.skips == [skip]
+        row = web1.row()
+        assert (row.last_due_at, row.next_due_at, row.owner) == (now, now + HOUR, claim.owner)
+        web1.release(claim, now=now + 2 * SECOND)
+        assert web2.run(now, now=now + MINUTE) is None
+
+    def test_a_holder_that_has_not_renewed_since_costs_no_due_time(self, web1: Server, web2: Server) -> None:
+        """A server killed ten seconds before three o'clock must not cost the run of three o'clock."""
+        web1.must_run(THREE, now=THREE + HOUR - 10 * SECOND)
+        due = THREE + HOUR
+        assert web2.skip(due, now=due + SECOND) is None
+        web2.reap(due - 10 * SECOND + LEASE)
+        assert web2.run(due, now=due - 10 * SECOND + LEASE) is not None
+
+    def test_a_lease_that_has_ended_holds_up_nothing(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        web1.renew(claim, now=THREE + HOUR)
+        assert web2.skip(THREE + HOUR, now=THREE + HOUR + LEASE) is None
+
+    def test_nobody_is_skipped_over_when_nobody_holds_the_lock(self, web1: Server) -> None:
+        assert web1.skip(THREE, now=THREE) is None
+        assert web1.run(THREE) is not None
+
+    def test_a_missed_due_time_is_given_up_once_and_only_when_it_is_still_open(
+        self, web1: Server, web2: Server, notes: Notes
+    ) -> None:
+        assert web1.skip(THREE, now=THREE + 50 * MINUTE, reason="missed") is not None
+        assert web2.skip(THREE, now=THREE + 50 * MINUTE, reason="missed") is None
+        assert web2.run(THREE, now=THREE + 51 * MINUTE) is None
+        web2.must_run(THREE + HOUR)
+        assert web1.skip(THREE + HOUR, now=THREE + 2 * HOUR, reason="missed") is None
+        assert len(notes.skips) == 1
+
+    def test_nothing_is_skipped_before_it_is_due(self, web1: Server) -> None:
+        assert web1.skip(THREE, now=THREE - SECOND, reason="missed") is None
+
+    def test_several_due_times_are_skipped_each_for_its_reason(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, *(a_task(name) for name in "abc"))
+        server.sync(THREE - HOUR)
+        a, b, c = server.declared.tasks.values()
+        (claim,) = server.claim(server.occurrence(THREE, a), now=THREE)
+        due = THREE + HOUR
+        server.renew(claim, now=due)
+        skips = [
+            Skip(occurrence=server.occurrence(due, a), reason="held"),
+            Skip(occurrence=server.occurrence(due, b), reason="held"),
+            Skip(occurrence=server.occurrence(THREE, c), reason="missed"),
+        ]
+        given_up = lock.skip(skips, record=notes.skipped, now=due)
+        assert [(skip.occurrence.task.name, skip.reason, skip.holder) for skip in given_up] == [
+            ("a", "held", "web1"),
+            ("c", "missed", ""),
+        ]
+        assert [server.row(name).last_due_at for name in "abc"] == [due, THREE - HOUR, THREE]
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def test_what_is_due_longest_comes_first(self, lock: BaseLock, notes: Notes) -> None:
+        """In the order of the key, the first rows would be served and the last would starve."""
+        tasks = [a_task(f"t{minute}", Cron(f"{minute} * * * *", "UTC")) for minute in (40, 5, 20)]
+        server = Server(lock, notes, *tasks)
+        server.sync(THREE)
+        assert server.due(THREE + 39 * MINUTE) == ["t5", "t20"]
+        assert server.due(THREE + 39 * MINUTE, ahead=MINUTE) == ["t5", "t20", "t40"]
+
+    def test_the_time_is_the_stores(self, lock: BaseLock, web1: Server) -> None:
+        assert lock.look(web1.declared, now=THREE).now == THREE
+        store = lock.look(web1.declared).now
+        assert store.utcoffset() == timedelta(0)
+        assert store <= lock.look(web1.declared).now
+
+    # -- slots --------------------------------------------------------------------------------------------------------
+
+    def test_a_server_claims_no_more_than_it_has_slots(self, lock: BaseLock, notes: Notes) -> None:
+        """Counted through the store: two passes of one server share its slots."""
+        tasks = [a_task(f"t{i}") for i in range(10)]
+        web1, again, web2 = (Server(lock, notes, *tasks, name=name) for name in ("web1", "web1", "web2"))
+        web1.sync(THREE - HOUR)
+        asked = [web1.occurrence(THREE, task) for task in tasks]
+        first = web1.claim(*asked, now=THREE, slots=4)
+        assert [claim.occurrence for claim in first] == asked[:4], "in the order given"
+        assert again.claim(*asked, now=THREE, slots=4) == []
+        assert [c.occurrence for c in web2.claim(*asked, now=THREE, slots=4)] == asked[4:8]
+        web1.release(*first[:2], now=THREE + SECOND)
+        assert [c.occurrence for c in again.claim(*asked, now=THREE + SECOND, slots=4)] == asked[8:]
+
+    def test_slots_go_to_what_may_run(self, lock: BaseLock, notes: Notes) -> None:
+        tasks = [a_task(f"t{i:02}") for i in range(40)]
+        web1, web2 = (Server(lock, notes, *tasks, name=name) for name in ("web1", "web2"))
+        web1.sync(THREE - HOUR)
+        asked = [web1.occurrence(THREE, task) for task in tasks]
+        assert len(web1.claim(*asked, now=THREE, slots=35)) == 35
+        assert [c.occurrence for c in web2.claim(*asked, now=THREE, slots=4)] == asked[35:39]
+
+    def test_a_lease_that_has_ended_takes_no_slot(self, lock: BaseLock, notes: Notes) -> None:
+        web1 = Server(lock, notes, a_task("a"), a_task("b"))
+        web1.sync(THREE - HOUR)
+        a, b = (web1.occurrence(THREE, task) for task in web1.declared.tasks.values())
+        web1.claim(a, now=THREE, slots=1)
+        assert web1.claim(b, now=THREE + LEASE - SECOND, slots=1) == []
+        assert len(web1.claim(b, now=THREE + LEASE, slots=1)) == 1
