@@ -1,0 +1,427 @@
+"""
+The order of things: look → reap → claim → run; when a run has ended, record and release. The one file that knows it.
+
+Nobody waits in here: a step does what can be done now and says when to look again; ``service`` owns the clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from .conf import Settings
+from .due import Plan, Policy, plan
+from .entries import EVERY_MISSED, Claim, Cleanup, Occurrence, Outcome, ReleasedClaim, Row, ScheduledTask, Skip
+from .faults import point
+from .history import History
+from .locks.base import BaseLock, Declarations, Look
+from .run.base import Ended, Margins, Message, Runner, Started, Vanished, boot_time
+
+AHEAD: Final = timedelta(seconds=5)
+"""Cron fires by the server's clock; what is due so soon by the store's is waited for, not left for a minute."""
+
+_AGAIN: Final = 0.25
+_TRIES: Final = 20  # of a claim that the store refused without saying why: a row locked by a neighbour's transaction
+
+
+@dataclass(slots=True)
+class Running:
+    """A claim of ours that is being run."""
+
+    claim: Claim
+    store: Store
+    until: float
+    """Boot time at which the lease ends, as far as this process can be sure."""
+    began_at: datetime
+    began: float
+    overran: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run of ours that has ended and is not yet recorded."""
+
+    running: Running
+    outcome: Outcome
+    told: bool
+    """Has its own process sent the signals of its end?"""
+
+
+@dataclass(slots=True)
+class Store:
+    """One lock store, and the tasks that are locked in it."""
+
+    lock: BaseLock
+    history: History
+    declared: Declarations
+
+
+@dataclass(slots=True)
+class Step:
+    """What a step found."""
+
+    look_again_at: float | None = None
+    """Boot time; None when nothing is left for this pass."""
+    claimed: int = 0
+    paused: bool = False
+    interrupted_at: datetime | None = None
+
+    def no_later_than(self, moment: float) -> None:
+        """Look again at ``moment`` at the latest."""
+        self.look_again_at = moment if self.look_again_at is None else min(self.look_again_at, moment)
+
+
+@dataclass(slots=True)
+class Cycle:
+    """Takes occurrences through claim, run, record and release, for one server."""
+
+    stores: Sequence[Store]
+    runner: Runner
+    settings: Settings
+    policy: Policy
+    maintenance: bool = False
+    running: dict[str, Running] = field(default_factory=dict)
+    """By owner."""
+    unrecorded: list[Finished] = field(default_factory=list)
+    """Ended, but the store was away: to be recorded and released as soon as it is back."""
+    failures: int = 0
+    """Runs that did not succeed."""
+    hand_over: timedelta | None = None
+    """One pass takes up what was due when it began, and sub-minute tasks for so long; None: no end (a service)."""
+    first_look: datetime | None = None
+    """The store's time when this pass began."""
+    _tried: dict[tuple[str, datetime], int] = field(default_factory=dict)
+    _offered: dict[tuple[str, datetime], Occurrence] = field(default_factory=dict)
+    """Due times that this pass wanted and has not won."""
+
+    # -- look, reap, claim, skip ------------------------------------------------------------------------------------
+
+    def step(self, *, now: datetime | None = None) -> Step:
+        """Look at each store, free what is stale, start what may start, give up what must be given up."""
+        step = Step()
+        for store in self.stores:
+            self._step(store, step, now)
+        return step
+
+    def _step(self, store: Store, step: Step, now: datetime | None) -> None:
+        looked = boot_time()
+        look = self._look(store, now)
+        if look.expired:
+            self._reap(store, now)
+            # What was held is free now, and due times that a dead server left open are claimed in this same pass.
+            looked = boot_time()
+            look = store.lock.look(store.declared, ahead=AHEAD, now=now)
+        if self.first_look is None:
+            self.first_look = look.now
+        step.interrupted_at = look.interrupted_at
+        if look.paused:
+            step.paused = True
+            return
+
+        found = self._plan(store, look)
+        for task, why in found.broken:
+            self.failures += 1
+            self.tell("trouble", doing=f"computing when {task.name} is due", error=why)
+        self._tell_who_was_slower(store, found)
+
+        def when(moment: datetime) -> float:
+            return looked + (moment - look.now).total_seconds()
+
+        self._claim(store, found, step, when, now)
+        self._skip(store, found, look, step, when, now)
+        for occurrence, row in found.resting:
+            if self._is_ours(occurrence):
+                step.no_later_than(when(row.not_before) + 0.01)
+        if found.next_at is not None and found.next_at <= look.now + AHEAD:
+            step.no_later_than(when(found.next_at) + 0.002)
+
+    def _look(self, store: Store, now: datetime | None) -> Look:
+        look = store.lock.look(store.declared, ahead=AHEAD, now=now)
+        if not look.known:
+            synced = store.lock.sync(store.declared, now=now)
+            if synced.registered or synced.changed:
+                self.tell("synced", registered=[*synced.registered], changed=[*synced.changed], now=synced.now)
+            look = store.lock.look(store.declared, ahead=AHEAD, now=now)
+        return look
+
+    def _plan(self, store: Store, look: Look) -> Plan:
+        mine = [row for row in look.due if self._is_mine(row, store.declared.tasks)]
+        return plan(
+            store.declared.tasks,
+            mine,
+            look.now,
+            server=self.settings.server_name,
+            environment=self.settings.environment,
+            maintenance=self.maintenance,
+            policy=self.policy,
+        )
+
+    def _is_mine(self, row: Row, tasks: Mapping[str, ScheduledTask]) -> bool:
+        """Is this due time one of this pass's, or already its successor's?"""
+        if self.hand_over is None or self.first_look is None or row.next_due_at is None:
+            return True
+        if row.next_due_at <= self.first_look + AHEAD:
+            return True
+        task = tasks.get(row.task.partition("@")[0])
+        return task is not None and task.timetable.is_subminute and row.next_due_at <= self.first_look + self.hand_over
+
+    def _is_ours(self, occurrence: Occurrence) -> bool:
+        return self._tried.get((occurrence.row, occurrence.due_at), 0) < _TRIES
+
+    def _reap(self, store: Store, now: datetime | None) -> None:
+        point("before_reap")
+        cleanups = store.lock.reap(server=self.settings.server_name, record=store.history.cleaned, now=now)
+        point("after_reap")
+        for cleanup in cleanups:
+            self.tell_cleanup(store, cleanup)
+
+    def _claim(
+        self, store: Store, found: Plan, step: Step, when: Callable[[datetime], float], now: datetime | None
+    ) -> None:
+        ready = [occurrence for occurrence in found.ready if self._is_ours(occurrence)]
+        offered = ready if self.runner.at_once is None else ready[: max(0, self.runner.at_once - len(self.running))]
+        point("before_claim")
+        sent = boot_time()
+        claims = store.lock.claim(
+            offered,
+            server=self.settings.server_name,
+            slots=self.settings.max_concurrency,
+            record=store.history.started,
+            now=now,
+        )
+        point("after_claim")
+        for claim in claims:
+            # By the store's clock too: a claim whose answer was lost was sent in an earlier step.
+            self._start(store, claim, min(sent, when(claim.acquired_at)))
+        point("after_run_sent")
+        for claim in store.history.violations if claims else ():
+            self.failures += 1
+            self.tell("tripwire", about=claim.occurrence, text="this due time had a run already: was a commit lost?")
+        step.claimed += len(claims)
+        won = {(claim.occurrence.row, claim.occurrence.due_at) for claim in claims}
+        again = [o for o in ready if (o.row, o.due_at) not in won or o.task.catch_up == EVERY_MISSED]
+        for occurrence in ready:
+            key = occurrence.row, occurrence.due_at
+            if key in won:
+                self._offered.pop(key, None)
+            else:
+                self._offered[key] = occurrence
+        if again:
+            # Somebody else was faster, no slot is free, or the row was locked for a moment: the next look tells.
+            full = len(self.running) >= self.settings.max_concurrency or not claims
+            for occurrence in again:
+                if not full:
+                    self._tried[occurrence.row, occurrence.due_at] = (
+                        self._tried.get((occurrence.row, occurrence.due_at), 0) + 1
+                    )
+            step.no_later_than(boot_time() + (1.0 if full else _AGAIN))
+
+    def _tell_who_was_slower(self, store: Store, found: Plan) -> None:
+        """Say of each due time that was offered, not won and is not open any more: another server has it."""
+        still = {(o.row, o.due_at) for o in found.ready}
+        still |= {(o.row, o.due_at) for pairs in (found.held, found.resting) for o, _ in pairs}
+        of_this = [key for key, occurrence in self._offered.items() if occurrence.task.name in store.declared.tasks]
+        for key in of_this:
+            if key not in still:
+                self.tell("busy", about=self._offered.pop(key))
+
+    def start(self, store: Store, claim: Claim, sent: float) -> None:
+        """Run a claim that was made outside a step (a manual one); ``sent`` is the boot time before it was sent."""
+        self._start(store, claim, sent)
+
+    def _start(self, store: Store, claim: Claim, sent: float) -> None:
+        lease = claim.occurrence.lease.total_seconds()
+        limit = claim.task.limit
+        running = Running(claim=claim, store=store, until=sent + lease, began_at=claim.acquired_at, began=boot_time())
+        self.running[claim.owner] = running
+        if running.began >= sent + lease - Margins.of(lease).term:
+            # This process was stopped, or the store took that long to answer: another server may be running it by now.
+            self._ended(
+                claim.owner, Outcome(status="lost", reason="its lease was over before it could start"), told=False
+            )
+            return
+        self.runner.run(
+            claim, until=sent + lease, finish_by=None if limit is None else boot_time() + limit.total_seconds()
+        )
+        about = claim.occurrence
+        self.tell("claimed", about=about, fence=claim.fence, trigger=about.trigger, attempt=about.attempt)
+        if about.missed:
+            self.tell(
+                "skipped", about=about, due_at=about.missed_at or about.due_at, reason="missed", count=about.missed
+            )
+
+    def _skip(
+        self,
+        store: Store,
+        found: Plan,
+        look: Look,
+        step: Step,
+        when: Callable[[datetime], float],
+        now: datetime | None,
+    ) -> None:
+        skips = list(found.missed)
+        for occurrence, row in found.held:
+            alive = row.renewed_at is not None and row.renewed_at >= occurrence.due_at
+            if alive and occurrence.task.catch_up != EVERY_MISSED:
+                skips.append(Skip(occurrence=occurrence, reason="held", holder=row.server, held_since=row.acquired_at))
+            elif self._is_ours(occurrence):
+                # Alive or dead? Its next renewal tells, or the end of its lease: until then the due time stays open.
+                renewal = (row.renewed_at or look.now) + self.settings.heartbeat + timedelta(seconds=0.5)
+                moment = min(renewal, row.expires_at or renewal)
+                step.no_later_than(max(when(moment) + 0.01, boot_time() + _AGAIN))
+        if skips:
+            for skip in store.lock.skip(skips, record=store.history.skipped, now=now):
+                about = skip.occurrence
+                count = about.missed if skip.reason == "missed" else about.missed + 1
+                self.tell(
+                    "skipped",
+                    about=about,
+                    reason=skip.reason,
+                    holder=skip.holder,
+                    held_since=skip.held_since,
+                    count=max(count, 1),
+                )
+
+    # -- renew ------------------------------------------------------------------------------------------------------
+
+    def renew(self, *, now: datetime | None = None) -> None:
+        """Renew every lease, in one statement a store; a run whose lease is lost is ended."""
+        for store in self.stores:
+            mine = [running for running in self.running.values() if running.store is store and not running.lost]
+            if not mine:
+                continue
+            sent = boot_time()
+            standing = store.lock.renew([running.claim for running in mine], now=now)
+            moved = {}
+            for running in mine:
+                claim = running.claim
+                if claim.owner in standing:
+                    running.until = moved[claim.owner] = sent + claim.occurrence.lease.total_seconds()
+                else:
+                    running.lost = True
+                    self.runner.end(claim.owner, "lost")
+                    self.tell("lost", about=claim.occurrence, fence=claim.fence)
+            self.runner.renew(moved)
+
+    # -- record and release -----------------------------------------------------------------------------------------
+
+    def take(self, messages: Iterable[Message], *, now: datetime | None = None) -> bool:
+        """Record and release what has ended; tell whether anything had."""
+        for message in messages:
+            if isinstance(message, Ended):
+                self._ended(message.owner, message.outcome, message.told)
+            elif isinstance(message, Vanished):
+                # Whatever was running: also what was claimed and sent, but never seen to start.
+                for owner in list(self.running):
+                    seconds = boot_time() - self.running[owner].began
+                    reason = "its runner was lost"
+                    outcome = Outcome(status="lost", reason=reason, error=message.why, seconds=seconds)
+                    self._ended(owner, outcome, told=False)
+            elif isinstance(message, Started):
+                self._tell_start(message.owner)
+        return self.release(now=now)
+
+    def _tell_start(self, owner: str) -> None:
+        """Have ``task_started`` sent for a program, of which no process of ours is there to say it itself."""
+        running = self.running.get(owner)
+        if running is not None and running.claim.task.kind == "exec" and not running.claim.task.filters:
+            claim, about = running.claim, running.claim.occurrence
+            began_at = running.began_at.isoformat()
+            self.tell(
+                "started", about=about, fence=claim.fence, attempt=about.attempt, started_at=began_at, key=about.key
+            )
+
+    def _ended(self, owner: str, outcome: Outcome, told: bool) -> None:
+        running = self.running.pop(owner, None)
+        if running is None:
+            return
+        if outcome.started and outcome.status != "succeeded":
+            self.failures += 1
+        self.unrecorded.append(Finished(running, outcome, told))
+
+    def release(self, *, now: datetime | None = None) -> bool:
+        """Record and release everything that has ended; raises what the store raises, and forgets nothing then."""
+        if not self.unrecorded:
+            return False
+        for store in self.stores:
+            mine = [finished for finished in self.unrecorded if finished.running.store is store]
+            if not mine:
+                continue
+            point("before_release")
+            released = [
+                ReleasedClaim(
+                    claim=running.claim,
+                    outcome=outcome,
+                    min_break=running.claim.occurrence.min_break if outcome.started else timedelta(0),
+                    cleanup="overran" if outcome.status == "timed_out" else None,
+                )
+                for running, outcome in ((finished.running, finished.outcome) for finished in mine)
+            ]
+            stood = store.lock.release(released, record=store.history.finished, now=now)
+            point("after_release")
+            self.unrecorded = [finished for finished in self.unrecorded if finished.running.store is not store]
+            for finished, kept in zip(mine, stood, strict=True):
+                self._tell_end(finished, lost=not kept)
+            for cleanup in store.history.cleanups:
+                self.tell_cleanup(store, cleanup)
+        return True
+
+    def forget_expired(self) -> None:
+        """Give up recording runs whose lease is over too: whoever reaps them records that they were abandoned."""
+        now = boot_time()
+        for finished in [each for each in self.unrecorded if each.running.until + 1.0 <= now]:
+            self.unrecorded.remove(finished)
+            self._tell_end(finished, lost=True)
+
+    def _tell_end(self, finished: Finished, *, lost: bool) -> None:
+        running, outcome, told = finished.running, finished.outcome, finished.told
+        claim, about = running.claim, running.claim.occurrence
+        if lost and outcome.status != "lost":
+            if outcome.status == "succeeded":
+                self.failures += 1
+            reason = f"it {outcome.status.replace('_', ' ')}, but its lease was lost"
+            outcome, told = dataclasses.replace(outcome, status="lost", reason=reason), False
+        elif not outcome.started:
+            self.tell("skipped", about=about, reason="filtered")
+            return
+        self.tell(
+            "ended",
+            about=about,
+            status=outcome.status,
+            seconds=outcome.seconds,
+            reason=outcome.reason,
+            error=outcome.error,
+            fence=claim.fence,
+            trigger=about.trigger,
+            attempt=about.attempt,
+            told=told,
+            started_at=running.began_at.isoformat(),
+            key=about.key,
+        )
+
+    # -- tell -------------------------------------------------------------------------------------------------------
+
+    def tell(self, kind: str, *, about: Occurrence | None = None, **more: Any) -> None:
+        """Hand an event to the reporter: nothing that a receiver or a log handler does can hold a lease up."""
+        event: dict[str, Any] = {"kind": kind, "server": self.settings.server_name}
+        if about is not None:
+            event.update(task=about.row, due_at=about.due_at)
+        event.update(more)
+        self.runner.report({key: _plain(value) for key, value in event.items()})
+
+    def tell_cleanup(self, store: Store, cleanup: Cleanup) -> None:
+        """Have the signal of a clean-up sent, by the server that made it."""
+        task = store.declared.tasks.get(cleanup.task.partition("@")[0])
+        fields = {key: _plain(getattr(cleanup, key)) for key in _CLEANUP}
+        self.tell("cleaned", cleanup=fields, command=task.text if task else cleanup.task, alias=store.history.using)
+
+
+_CLEANUP: Final = [item.name for item in dataclasses.fields(Cleanup)]
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

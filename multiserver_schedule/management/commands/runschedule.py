@@ -1,0 +1,65 @@
+"""``manage.py runschedule``: one pass, as every server's crontab starts it each minute."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from argparse import SUPPRESS
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from multiserver_schedule import service
+
+
+class Command(BaseCommand):
+    """
+    Runs what is due, waits for it, and exits.
+
+    Exit status 0: all ran well, or nothing was due. 1: a run failed, or the lock's store is broken.
+    """
+
+    help = (
+        "Runs the scheduled tasks that are due, each once whatever the number of servers, waits for them, and exits. "
+        "Put it into every server's crontab: * * * * *  manage.py runschedule"
+    )
+    # The declarations are verified by our own small grammar; the project's checks would cost more than the pass.
+    requires_system_checks: list[str] = []
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--inline",
+            action="store_true",
+            help="Run the tasks in this very process, one after the other: for debuggers. Nothing can end a run then.",
+        )
+        parser.add_argument("--child", action="store_true", help=SUPPRESS)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["child"]:
+            service.child(verbosity=options["verbosity"])
+            return
+        done = service.run_once(
+            verbosity=options["verbosity"], inline=options["inline"], stdout=getattr(self.stdout, "_out", None)
+        )
+        if done.status:
+            sys.exit(done.status)
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Leave at once when the pass is over: tearing an interpreter down costs more than the pass."""
+        status: Any = 0
+        try:
+            super().run_from_argv(argv)
+        except SystemExit as leaving:
+            status = leaving.code
+            if status is not None and not isinstance(status, int):
+                raise
+        # What else wants to be done at exit (coverage, a tracer's threads) is left to it.
+        if any(name in sys.modules for name in ("coverage", "sentry_sdk")) or threading.active_count() > 2:
+            sys.exit(status)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 0)

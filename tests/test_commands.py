@@ -1,0 +1,163 @@
+"""What people type, and what they read then."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import transaction
+from django.utils import timezone
+
+from multiserver_schedule.exceptions import UnsafeTransaction
+from multiserver_schedule.models import ScheduledLock, ScheduledRun, ScheduleState
+
+from .shop import work
+
+
+@pytest.fixture(autouse=True)
+def _project(settings: Any) -> None:
+    settings.ROOT_URLCONF = "tests.shop.urls"
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "RUNNER": "inline"}
+    work.noted.clear()
+
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def call(*arguments: str, **options: Any) -> tuple[str, int]:
+    """Return what a command printed, and its exit status."""
+    out = StringIO()
+    try:
+        call_command(*arguments, stdout=out, **options)
+    except SystemExit as leaving:
+        return out.getvalue(), int(leaving.code or 0)
+    return out.getvalue(), 0
+
+
+def make_due(*names: str) -> None:
+    """Have these tasks be due since the last full minute, by the lights of the store."""
+    yesterday = timezone.now() - timedelta(days=1)
+    ScheduledLock.objects.filter(task__in=names).update(
+        last_due_at=yesterday, schedule_since=yesterday, next_due_at=timezone.now() - timedelta(seconds=1)
+    )
+
+
+def test_the_first_pass_says_what_it_found_and_what_is_next() -> None:
+    said, status = call("runschedule", "--inline")
+    assert status == 0
+    assert re.match(r"registered 7 tasks from tests\.shop\.schedule; next: shop\.\S+ \d{4}-", said)
+
+
+def test_a_pass_with_nothing_due_says_nothing() -> None:
+    call("runschedule", "--inline")
+    assert call("runschedule", "--inline") == ("", 0)
+
+
+def test_with_no_task_declared_it_says_where_it_looked(settings: Any) -> None:
+    from multiserver_schedule.declare import registry
+
+    settings.ROOT_URLCONF = "tests.urls"
+    with registry.set_aside():
+        said, status = call("runschedule", "--inline")
+    assert status == 0
+    assert "No task is declared. Searched: " in said
+    assert "multiserver_schedule.schedule" in said or "tests.schedule" in said
+
+
+def test_a_manual_run_is_one_line_and_leaves_the_schedule_alone() -> None:
+    call("runschedule", "--inline")
+    before = ScheduledLock.objects.get(task="shop.digest")
+    said, status = call("schedule", "trigger", "shop.digest")
+    assert status == 0
+    assert re.fullmatch(r"[\d-]+ [\d:]+Z shop\.digest succeeded in \d+\.\d s on web1\n", said), said
+    after = ScheduledLock.objects.get(task="shop.digest")
+    assert (after.last_due_at, after.next_due_at) == (before.last_due_at, before.next_due_at)
+    assert ScheduledRun.objects.get().trigger == "manual"
+
+
+def test_a_manual_run_works_before_the_first_pass() -> None:
+    said, status = call("schedule", "trigger", "shop.digest")
+    assert (status, "succeeded" in said) == (0, True)
+
+
+def test_a_manual_run_that_fails_ends_with_status_1() -> None:
+    said, status = call("schedule", "trigger", "shop.broken")
+    assert status == 1
+    assert "shop.broken failed (ValueError: no such column)" in said
+
+
+def test_a_manual_run_of_a_task_that_is_running_says_who_holds_it() -> None:
+    call("runschedule", "--inline")
+    now = timezone.now()
+    ScheduledLock.objects.filter(task="shop.digest").update(
+        owner="somebody", server="web9", acquired_at=now, renewed_at=now, expires_at=now + timedelta(minutes=1)
+    )
+    said, status = call("schedule", "trigger", "shop.digest")
+    assert status == 1
+    assert "shop.digest was not started: held by web9 since" in said
+
+
+def test_an_unknown_name_gets_the_nearest_known_one() -> None:
+    with pytest.raises(CommandError, match=r"No task is named 'shop.digset'. Did you mean shop.digest\?"):
+        call_command("schedule", "trigger", "shop.digset")
+
+
+def test_the_list_shows_when_who_and_how() -> None:
+    call("schedule", "trigger", "shop.digest")
+    now = timezone.now()
+    ScheduledLock.objects.filter(task="shop.broken").update(
+        owner="somebody", server="web9", acquired_at=now, renewed_at=now, expires_at=now + timedelta(minutes=1)
+    )
+    said, status = call("schedule", "list")
+    assert status == 0
+    digest = said[said.index("shop.digest") :].split("\nshop", 1)[0]
+    assert re.search(r"next \d{4}-\d\d-\d\d 09:00:00 \(in .*\); ready", digest)
+    assert "last succeeded" in digest
+    assert re.search(r"shop\.broken\n    next .*; running on web9 since \d{4}", said)
+    assert "shop.here@web1" in said
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_the_list_as_json_has_times_in_utc() -> None:
+    call("runschedule", "--inline")
+    said, _ = call("schedule", "list", "--json")
+    lines = {line["name"]: line for line in json.loads(said)}
+    assert set(lines) >= {"shop.digest", "shop.here@web1"}
+    assert lines["shop.digest"]["next_due_at"].endswith("09:00:00+00:00")
+
+
+def test_the_list_shows_a_task_before_its_first_pass() -> None:
+    said, _ = call("schedule", "list", "--json")
+    assert {line["state"] for line in json.loads(said)} == {"not seen yet"}
+
+
+def test_the_list_shows_a_lock_of_a_task_that_nobody_declares_any_more() -> None:
+    now = timezone.now()
+    ScheduledLock.objects.create(task="gone.task", last_due_at=now, schedule_since=now, not_before=now)
+    said, _ = call("schedule", "list")
+    assert "gone.task\n    next -; not declared" in said
+
+
+def test_an_unknown_zone_is_refused() -> None:
+    with pytest.raises(CommandError, match="Europe/Berlin"):
+        call_command("schedule", "list", "--timezone=Mars/Olympus")
+
+
+def test_a_pass_inside_a_transaction_is_refused(settings: Any) -> None:
+    call("runschedule", "--inline")
+    settings.MULTISERVER_SCHEDULE = {"RUNNER": "fork"}
+    with transaction.atomic(), pytest.raises(UnsafeTransaction, match="run_due"):
+        call_command("runschedule")
+
+
+def test_nothing_runs_while_everything_is_paused() -> None:
+    call("runschedule", "--inline")
+    make_due("shop.digest")
+    ScheduleState.objects.filter(key=ScheduleState.PROJECT).update(paused_at=timezone.now())
+    assert call("runschedule", "--inline") == ("", 0)
+    assert not ScheduledRun.objects.exists()
