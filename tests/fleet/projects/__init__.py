@@ -1,0 +1,1 @@
+"""What the servers of a fleet declare, a package for each scenario."""
