@@ -14,7 +14,18 @@ from typing import Any, Final
 
 from .conf import Settings
 from .due import Plan, Policy, plan
-from .entries import EVERY_MISSED, Claim, Cleanup, Occurrence, Outcome, ReleasedClaim, Row, ScheduledTask, Skip
+from .entries import (
+    EVERY_MISSED,
+    Claim,
+    Cleanup,
+    CleanupReason,
+    Occurrence,
+    Outcome,
+    ReleasedClaim,
+    Row,
+    ScheduledTask,
+    Skip,
+)
 from .faults import point
 from .history import History
 from .locks.base import BaseLock, Declarations, Look
@@ -49,6 +60,8 @@ class Finished:
     outcome: Outcome
     told: bool
     """Has its own process sent the signals of its end?"""
+    cleanup: CleanupReason | None = None
+    """Why freeing its lock is a clean-up, and leaves the trace of one; None where the run ended by itself."""
 
 
 @dataclass(slots=True)
@@ -184,7 +197,8 @@ class Cycle:
     ) -> None:
         ready = [occurrence for occurrence in found.ready if self._is_ours(occurrence)]
         offered = ready if self.runner.at_once is None else ready[: max(0, self.runner.at_once - len(self.running))]
-        point("before_claim")
+        if offered:
+            point("before_claim")
         sent = boot_time()
         claims = store.lock.claim(
             offered,
@@ -193,11 +207,13 @@ class Cycle:
             record=store.history.started,
             now=now,
         )
-        point("after_claim")
+        if offered:
+            point("after_claim")
         for claim in claims:
             # By the store's clock too: a claim whose answer was lost was sent in an earlier step.
             self._start(store, claim, min(sent, when(claim.acquired_at)))
-        point("after_run_sent")
+        if offered:
+            point("after_run_sent")
         for claim in store.history.violations if claims else ():
             self.failures += 1
             self.tell("tripwire", about=claim.occurrence, text="this due time had a run already: was a commit lost?")
@@ -320,7 +336,7 @@ class Cycle:
                     seconds = boot_time() - self.running[owner].began
                     reason = "its runner was lost"
                     outcome = Outcome(status="lost", reason=reason, error=message.why, seconds=seconds)
-                    self._ended(owner, outcome, told=False)
+                    self._ended(owner, outcome, told=False, cleanup="runner_lost")
             elif isinstance(message, Started):
                 self._tell_start(message.owner)
         return self.release(now=now)
@@ -335,13 +351,15 @@ class Cycle:
                 "started", about=about, fence=claim.fence, attempt=about.attempt, started_at=began_at, key=about.key
             )
 
-    def _ended(self, owner: str, outcome: Outcome, told: bool) -> None:
+    def _ended(self, owner: str, outcome: Outcome, told: bool, cleanup: CleanupReason | None = None) -> None:
         running = self.running.pop(owner, None)
         if running is None:
             return
         if outcome.started and outcome.status != "succeeded":
             self.failures += 1
-        self.unrecorded.append(Finished(running, outcome, told))
+        if outcome.status == "timed_out":
+            cleanup = "overran"
+        self.unrecorded.append(Finished(running, outcome, told, cleanup))
 
     def release(self, *, now: datetime | None = None) -> bool:
         """Record and release everything that has ended; raises what the store raises, and forgets nothing then."""
@@ -354,12 +372,12 @@ class Cycle:
             point("before_release")
             released = [
                 ReleasedClaim(
-                    claim=running.claim,
-                    outcome=outcome,
-                    min_break=running.claim.occurrence.min_break if outcome.started else timedelta(0),
-                    cleanup="overran" if outcome.status == "timed_out" else None,
+                    claim=finished.running.claim,
+                    outcome=finished.outcome,
+                    min_break=finished.running.claim.occurrence.min_break,
+                    cleanup=finished.cleanup,
                 )
-                for running, outcome in ((finished.running, finished.outcome) for finished in mine)
+                for finished in mine
             ]
             stood = store.lock.release(released, record=store.history.finished, now=now)
             point("after_release")

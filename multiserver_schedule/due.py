@@ -125,6 +125,9 @@ def catch_up_window(task: ScheduledTask, period: timedelta, policy: Policy) -> t
 def manual(task: ScheduledTask, row: Row, now: datetime, policy: Policy) -> Occurrence:
     """Return the occurrence of a run that somebody asked for; the schedule does not notice it."""
     following = task.next(now)
+    period = None
+    if following is not None and (after := task.next(following)) is not None:
+        period = after - following
     return Occurrence(
         task=task,
         row=row.task,
@@ -133,9 +136,7 @@ def manual(task: ScheduledTask, row: Row, now: datetime, policy: Policy) -> Occu
         next_due_at=row.next_due_at,
         trigger="manual",
         lease=task.lease or policy.lease,
-        min_break=task.min_break
-        if task.min_break is not None
-        else default_break(following - now if following else None, policy),
+        min_break=task.min_break if task.min_break is not None else default_break(period, policy),
     )
 
 

@@ -20,7 +20,7 @@ Overlap = Literal["skip", "allow"]
 Trigger = Literal["schedule", "catch_up", "manual", "backfill"]
 Status = Literal["succeeded", "failed", "timed_out", "skipped", "abandoned", "lost"]
 SkipReason = Literal["held", "filtered", "missed"]
-CleanupReason = Literal["lease_expired", "overran", "released_by_hand"]
+CleanupReason = Literal["lease_expired", "overran", "runner_lost", "released_by_hand"]
 
 EVERY_MISSED: Final = "all"
 """The catch-up that runs each missed due time, oldest first, instead of the latest alone."""

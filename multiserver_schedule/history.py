@@ -16,6 +16,7 @@ from .models import CleanupLog, ScheduledRun
 ABANDONED: Final[Mapping[str, str]] = {
     "lease_expired": "its server stopped renewing the lease",
     "overran": "its server did not end it at its limit",
+    "runner_lost": "its runner was lost",
     "released_by_hand": "the lock was released by hand",
 }
 PARAMS_PER_ROW: Final = 18

@@ -104,6 +104,7 @@ class CleanupLog(models.Model):
     class Reason(models.TextChoices):
         LEASE_EXPIRED = "lease_expired", _("lease expired")
         OVERRAN = "overran", _("overran its limit")
+        RUNNER_LOST = "runner_lost", _("its runner was lost")
         RELEASED_BY_HAND = "released_by_hand", _("released by hand")
 
     task = models.CharField(_("task"), max_length=255)

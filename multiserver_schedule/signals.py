@@ -26,5 +26,5 @@ task_skipped = Signal()
 lease_lost = Signal()
 
 # task (None where this server does not declare it) · command: str, the text of what was run, or the row's name
-# cleanup: the CleanupLog row · server: that cleaned up · reason: "lease_expired", "overran" or "released_by_hand"
+# cleanup: the CleanupLog row · server: that cleaned up · reason: its reason
 ensure_cleanup_executed = Signal()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from multiserver_schedule.cron import Cron, Every
-from multiserver_schedule.due import Plan, Policy, catch_up_window, default_break, is_meant_for, plan
+from multiserver_schedule.due import Plan, Policy, catch_up_window, default_break, is_meant_for, manual, plan
 from multiserver_schedule.entries import Row, ScheduledTask
 
 UTC = timezone.utc
@@ -186,6 +186,15 @@ def test_a_task_whose_zone_is_not_on_this_machine_does_not_stop_the_others() -> 
     both = plan({t.name: t for t in (lost, sound)}, rows, THREE, server="web1", policy=POLICY)
     assert [occurrence.task for occurrence in both.ready] == [sound]
     assert [(t, "Mars/Olympus" in why) for t, why in both.broken] == [(lost, True)]
+
+
+def test_a_manual_run_shortly_before_the_next_due_time_has_the_whole_break() -> None:
+    asked = manual(task(), row(task(), THREE - timedelta(hours=1)), THREE - timedelta(seconds=2), POLICY)
+    assert (asked.trigger, asked.due_at, asked.min_break) == (
+        "manual",
+        THREE - timedelta(seconds=2),
+        timedelta(seconds=10),
+    )
 
 
 def test_a_task_that_was_starved_keeps_its_place_in_the_queue() -> None:

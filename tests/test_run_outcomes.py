@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from multiserver_schedule.entries import Outcome
 from multiserver_schedule.run.base import Ended
 
 from . import run_support
-from .run_support import Drive, is_running, notes, running, wait_for
+from .run_support import Drive, is_running, running
 
 EVERYWHERE = (
     "hello",
@@ -239,7 +237,10 @@ def test_the_runs_own_process_tells_of_its_start_and_end_and_says_that_it_has(re
 
 def test_of_a_program_somebody_else_has_to_tell(results: Results) -> None:
     assert not results.ended["exec"].told
-    assert "exec" not in (results.place / "heard").read_text()
+    heard = (results.place / "heard").read_text().splitlines()
+    assert [line for line in heard if line.split()[1] == "exec"] == []
+    # The process that asked its filters is there to say that it starts; of its end it cannot tell.
+    assert [line.split()[0] for line in heard if line.split()[1] == "exec-wanted"] == ["started"]
 
 
 def test_a_task_that_the_process_does_not_declare_fails_saying_so(
@@ -253,25 +254,12 @@ def test_a_task_that_the_process_does_not_declare_fails_saying_so(
     assert outcome.error.startswith("'hello' is not declared in the process of the run")
 
 
-def test_ten_megabytes_of_output_take_well_under_a_second(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ten_megabytes_of_output_neither_hold_a_run_up_nor_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(run_support.PLACE, str(tmp_path))
     with running() as runner:
         drive = Drive(runner)
-        seconds = min(drive.outcome(drive.run("much")).seconds for _ in range(3))
-    assert seconds < 0.9
-
-
-def test_a_run_begins_and_is_reported_within_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(run_support.PLACE, str(tmp_path))
-    begun, took = [], []
-    with running() as runner:
-        drive = Drive(runner)
-        for _ in range(10):
-            sent, at = time.time(), time.monotonic()
-            drive.outcome(drive.run("hello"))
-            took.append(time.monotonic() - at)
-            begun.append(float(notes("hello-at")[-1]) - sent)
-    print(f"first line of the task after {min(begun) * 1000:.1f} ms, end after {min(took) * 1000:.1f} ms")
-    assert min(begun) < 0.1
-    assert min(took) < 0.2
-    wait_for(lambda: not os.path.exists(f"/proc/{max(drive.pids.values())}"))
+        outcome = drive.outcome(drive.run("much"))
+    assert outcome.status == "succeeded"
+    assert 60_000 < len(outcome.output.encode()) <= 65_536

@@ -90,6 +90,27 @@ def test_signals_are_sent_and_history_is_written() -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(("hours", "name"), [(0, "shop.digest"), (3, "shop.program")])
+def test_the_start_and_the_end_of_functions_and_programs_are_signalled_once(hours: int, name: str) -> None:
+    sent: list[tuple[str, str]] = []
+
+    def started(run: Any, **arguments: Any) -> None:
+        sent.append(("started", run.name))
+
+    def succeeded(run: Any, **arguments: Any) -> None:
+        sent.append(("succeeded", run.name))
+
+    signals.task_started.connect(started)
+    signals.task_succeeded.connect(succeeded)
+    try:
+        run_due(at=NINE + timedelta(hours=hours), only=[name])
+    finally:
+        signals.task_started.disconnect(started)
+        signals.task_succeeded.disconnect(succeeded)
+    assert sent == [("started", name), ("succeeded", name)]
+
+
+@pytest.mark.django_db
 def test_a_naive_moment_is_refused() -> None:
     with pytest.raises(ValueError, match="aware"):
         run_due(at=datetime(2030, 1, 1, 9))

@@ -78,6 +78,7 @@ class Migration(migrations.Migration):
                         choices=[
                             ("lease_expired", "lease expired"),
                             ("overran", "overran its limit"),
+                            ("runner_lost", "its runner was lost"),
                             ("released_by_hand", "released by hand"),
                         ],
                         max_length=20,

@@ -334,6 +334,16 @@ class LockContract:
         assert web1.renew(claim, now=late) == [True]
         assert web2.reap(late + LEASE - SECOND) == []
 
+    def test_a_server_that_wakes_up_cannot_renew_the_lease_that_another_has_by_now(
+        self, web1: Server, web2: Server
+    ) -> None:
+        frozen = web1.must_run(THREE)
+        web2.reap(THREE + LEASE)
+        newer = web2.must_run(THREE + HOUR)
+        assert web1.renew(frozen, now=THREE + HOUR + SECOND) == [False]
+        row = web2.row()
+        assert (row.owner, row.renewed_at, row.expires_at) == (newer.owner, newer.acquired_at, newer.expires_at)
+
     def test_a_renewal_tells_which_leases_were_lost(self, lock: BaseLock, notes: Notes) -> None:
         server = Server(lock, notes, a_task("a"), a_task("b"))
         server.sync(THREE - HOUR)

@@ -1,0 +1,1 @@
+"""What the servers of a scene declare, a package for each."""

@@ -1,0 +1,1 @@
+"""A task that says which sessions of PostgreSQL it and its parents have."""
