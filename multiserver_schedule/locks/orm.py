@@ -70,7 +70,7 @@ FORGOTTEN_AFTER: Final = timedelta(days=30)
 """State of servers and versions that is dropped: both register again when they come back."""
 RETRIES: Final = 8
 RETRY_FOR: Final = 10.0
-"""Seconds after which a conflict is raised however often it was retried: a lease must outlive it."""
+"""Seconds after which a conflict is raised and not tried a second time: a lease must outlive it."""
 PARAMS_PER_CLAIM: Final = 14
 """The most parameters that one row takes in one statement, where the database counts them (SQLite)."""
 BY_HAND: Final = ("manual", "backfill")
@@ -825,7 +825,7 @@ class ORMLock(BaseLock):
                         or tested
                         or self._was_cut
                         or attempt > RETRIES
-                        or time.monotonic() - started > RETRY_FOR
+                        or (attempt > 1 and time.monotonic() - started > RETRY_FOR)
                     ):
                         raise
                     time.sleep(random.uniform(0.2, 1.0) * min(0.5, 0.01 * 2**attempt))  # noqa: S311 - jitter
