@@ -183,7 +183,7 @@ class Cycle:
         return task is not None and task.timetable.is_subminute and row.next_due_at <= self.first_look + self.hand_over
 
     def _is_ours(self, occurrence: Occurrence) -> bool:
-        return self._tried.get((occurrence.row, occurrence.due_at), 0) < _TRIES
+        return self._tried.get(_key(occurrence), 0) < _TRIES
 
     def _reap(self, store: Store, now: datetime | None) -> None:
         point("before_reap")
@@ -211,45 +211,42 @@ class Cycle:
             point("after_claim")
         for claim in claims:
             # By the store's clock too: a claim whose answer was lost was sent in an earlier step.
-            self._start(store, claim, min(sent, when(claim.acquired_at)))
+            self.start(store, claim, min(sent, when(claim.acquired_at)))
         if offered:
             point("after_run_sent")
         for claim in store.history.violations if claims else ():
             self.failures += 1
             self.tell("tripwire", about=claim.occurrence, text="this due time had a run already: was a commit lost?")
         step.claimed += len(claims)
-        won = {(claim.occurrence.row, claim.occurrence.due_at) for claim in claims}
-        again = [o for o in ready if (o.row, o.due_at) not in won or o.task.catch_up == EVERY_MISSED]
+        self._want_the_others(ready, claims, step)
+
+    def _want_the_others(self, ready: Sequence[Occurrence], claims: Sequence[Claim], step: Step) -> None:
+        """Look again for what was not won: somebody was faster, no slot is free, or a row was locked for a moment."""
+        won = {_key(claim.occurrence) for claim in claims}
+        full = len(self.running) >= self.settings.max_concurrency or not claims
         for occurrence in ready:
-            key = occurrence.row, occurrence.due_at
+            key = _key(occurrence)
             if key in won:
                 self._offered.pop(key, None)
+                if occurrence.task.catch_up != EVERY_MISSED:
+                    continue
             else:
                 self._offered[key] = occurrence
-        if again:
-            # Somebody else was faster, no slot is free, or the row was locked for a moment: the next look tells.
-            full = len(self.running) >= self.settings.max_concurrency or not claims
-            for occurrence in again:
-                if not full:
-                    self._tried[occurrence.row, occurrence.due_at] = (
-                        self._tried.get((occurrence.row, occurrence.due_at), 0) + 1
-                    )
+            if not full:
+                self._tried[key] = self._tried.get(key, 0) + 1
             step.no_later_than(boot_time() + (1.0 if full else _AGAIN))
 
     def _tell_who_was_slower(self, store: Store, found: Plan) -> None:
         """Say of each due time that was offered, not won and is not open any more: another server has it."""
-        still = {(o.row, o.due_at) for o in found.ready}
-        still |= {(o.row, o.due_at) for pairs in (found.held, found.resting) for o, _ in pairs}
+        still = {_key(occurrence) for occurrence in found.ready}
+        still |= {_key(occurrence) for pairs in (found.held, found.resting) for occurrence, _ in pairs}
         of_this = [key for key, occurrence in self._offered.items() if occurrence.task.name in store.declared.tasks]
         for key in of_this:
             if key not in still:
                 self.tell("busy", about=self._offered.pop(key))
 
     def start(self, store: Store, claim: Claim, sent: float) -> None:
-        """Run a claim that was made outside a step (a manual one); ``sent`` is the boot time before it was sent."""
-        self._start(store, claim, sent)
-
-    def _start(self, store: Store, claim: Claim, sent: float) -> None:
+        """Run what was claimed; ``sent`` is the boot time before the claim was sent, from which its lease counts."""
         lease = claim.occurrence.lease.total_seconds()
         limit = claim.task.limit
         running = Running(claim=claim, store=store, until=sent + lease, began_at=claim.acquired_at, began=boot_time())
@@ -439,6 +436,10 @@ class Cycle:
 
 
 _CLEANUP: Final = [item.name for item in dataclasses.fields(Cleanup)]
+
+
+def _key(occurrence: Occurrence) -> tuple[str, datetime]:
+    return occurrence.row, occurrence.due_at
 
 
 def _plain(value: Any) -> Any:

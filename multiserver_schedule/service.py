@@ -226,7 +226,10 @@ class Keeper:
                 if look.expired:
                     for cleanup in store.lock.reap(server=server, record=store.history.cleaned):
                         self.cycle.tell_cleanup(store, cleanup)
-                row = store.lock.rows([task.row_name(server)])[0]
+                rows = store.lock.rows([task.row_name(server)])
+                if not rows:
+                    return done, "its row is gone from the lock's table; restore it from a backup, or rename the task"
+                row = rows[0]
                 sent = boot_time()
                 wanted = manual(task, row, look.now, self.cycle.policy)
                 claims = store.lock.claim([wanted], server=server, record=store.history.started)
@@ -252,8 +255,10 @@ class Keeper:
                 step = self.cycle.step()
         except Exception as error:  # whatever a driver raises: told, and answered with exit status 1
             self._store_is_away("looking for what is due", error)
-            # Runs that are alive go on; a pass that has none is over, and cron starts the next.
-            return boot_time() + 1.0 if self.cycle.running else None
+            # Runs that are alive go on, and so does a pass whose call was cut: it may have claimed without being told.
+            # Else the pass is over, and cron starts the next.
+            is_cut = isinstance(error, StoreTimeout) and boot_time() < began + self.settings.lease.total_seconds()
+            return boot_time() + 1.0 if self.cycle.running or is_cut else None
         self._trouble = ""
         done.claimed += step.claimed
         first = self.cycle.first_look
