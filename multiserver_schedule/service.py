@@ -6,6 +6,7 @@ It runs no user code and forks nothing once it has a connection. ``run_once`` is
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -46,7 +47,12 @@ HURRY: Final = 1.5
 REPORTS_GRACE: Final = 12.0
 """Seconds that the end of a pass waits for receivers and log handlers that have not finished."""
 
-CHILD_COMMAND: Final = [sys.executable, "-m", "django", "runschedule", "--child"]
+_CHILD: Final = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from django.core.management import execute_from_command_line
+execute_from_command_line(["manage.py", "runschedule", "--child", *sys.argv[2:]])
+"""
 
 
 # -- composing --------------------------------------------------------------------------------------------------------
@@ -426,6 +432,11 @@ def child(*, verbosity: int) -> None:
     main_spawned(tasks, logs.Teller(tasks=tasks, verify=verify, verbosity=verbosity))
 
 
+def child_command(verbosity: int) -> list[str]:
+    """Return what starts a process of this project: with this one's search path, wherever manage.py and the cwd are."""
+    return [sys.executable, "-c", _CHILD, json.dumps(sys.path), f"--verbosity={verbosity}"]
+
+
 def tell(verbosity: int, stdout: TextIO | None = None) -> logs.Teller:
     """Return what delivers events in this process."""
     return logs.Teller(tasks=lambda: registry.tasks, verify=verify, verbosity=verbosity, stdout=stdout)
@@ -459,7 +470,7 @@ def _compose(
             mode="fork" if mode == "fork" else "spawn",
             server=settings.server_name,
             heartbeat=settings.heartbeat.total_seconds(),
-            child_command=[*CHILD_COMMAND, f"--verbosity={teller.verbosity}"],
+            child_command=child_command(teller.verbosity),
         )
     policy = Policy(lease=settings.lease, min_break=settings.min_break, catch_up=settings.catch_up)
     cycle = Cycle(

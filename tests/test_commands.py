@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +157,59 @@ def test_a_pass_inside_a_transaction_is_refused(settings: Any) -> None:
     settings.MULTISERVER_SCHEDULE = {"RUNNER": "fork"}
     with transaction.atomic(), pytest.raises(UnsafeTransaction, match="run_due"):
         call_command("runschedule")
+
+
+PROJECT = {
+    "manage.py": """
+import os, sys
+from django.core.management import execute_from_command_line
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+execute_from_command_line(sys.argv)
+""",
+    "shop/__init__.py": "",
+    "shop/urls.py": "urlpatterns = []",
+    "shop/settings.py": """
+from pathlib import Path
+SECRET_KEY = "x"
+USE_TZ = True
+ROOT_URLCONF = "shop.urls"
+INSTALLED_APPS = ["multiserver_schedule"]
+PLACE = Path(__file__).parent
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": PLACE / "db.sqlite3"}}
+MULTISERVER_SCHEDULE = {"RUNNER": "spawn", "SERVER_NAME": "web1"}
+""",
+    "shop/schedule.py": """
+from multiserver_schedule import schedule
+@schedule.task().daily()
+def hello():
+    from django.conf import settings
+    (settings.PLACE / "hello").write_text("hello")
+""",
+}
+
+
+def test_a_spawned_run_finds_the_project_wherever_cron_starts_it(tmp_path: Path) -> None:
+    for name, text in PROJECT.items():
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environ.pop("DJANGO_SETTINGS_MODULE", None)
+
+    def manage(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(tmp_path / "project" / "manage.py"), *arguments],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+
+    manage("migrate", "--verbosity=0")
+    assert " shop.hello succeeded in " in manage("schedule", "trigger", "shop.hello").stdout
+    assert (tmp_path / "project" / "shop" / "hello").read_text() == "hello"
 
 
 def test_nothing_runs_while_everything_is_paused() -> None:
