@@ -127,8 +127,8 @@ def main() -> int:
 
         call_command("migrate", verbosity=0)
         print(
-            f"Three servers on one database ({os.environ['DATABASE_URL'].split(':')[0]}), for under a minute. One of the "
-            "tasks fails on purpose: its traceback is what a failure looks like.\n",
+            f"Three servers on one database ({os.environ['DATABASE_URL'].split(':')[0]}), for under a minute. One of "
+            "the tasks fails on purpose: its traceback is what a failure looks like.\n",
             flush=True,
         )
         with servers() as started:
