@@ -342,10 +342,15 @@ class Cycle:
         """Have ``task_started`` sent for a program, of which no process of ours is there to say it itself."""
         running = self.running.get(owner)
         if running is not None and running.claim.task.kind == "exec" and not running.claim.task.filters:
-            claim, about = running.claim, running.claim.occurrence
-            began_at = running.began_at.isoformat()
+            about = running.claim.occurrence
             self.tell(
-                "started", about=about, fence=claim.fence, attempt=about.attempt, started_at=began_at, key=about.key
+                "started",
+                about=about,
+                fence=running.claim.fence,
+                trigger=about.trigger,
+                attempt=about.attempt,
+                started_at=running.began_at,
+                key=about.key,
             )
 
     def _ended(self, owner: str, outcome: Outcome, told: bool, cleanup: CleanupReason | None = None) -> None:
@@ -414,7 +419,7 @@ class Cycle:
             trigger=about.trigger,
             attempt=about.attempt,
             told=told,
-            started_at=running.began_at.isoformat(),
+            started_at=running.began_at,
             key=about.key,
         )
 

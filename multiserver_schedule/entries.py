@@ -218,6 +218,7 @@ class RunInfo:
     key: str
     """A stable id of the occurrence: the same on every server and in every attempt."""
     server: str
+    trigger: Trigger = "schedule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ class Teller:
     kind       further keys                                                   becomes
     ========== ============================================================== ================================
     claimed    fence, trigger, attempt                                        a line at "verbose"
-    started    fence, attempt, started_at, key                                ``task_started`` (of a program)
+    started    fence, trigger, attempt, started_at, key                       ``task_started`` (of a program)
     ended      status, seconds, reason, error, fence, trigger, attempt, told  signal (unless told), console line
     skipped    reason, holder, held_since, count                              ``task_skipped``, log, console (-v 2)
     cleaned    cleanup (the fields of a CleanupLog row), command, alias       ``ensure_cleanup_executed``, log
@@ -97,10 +97,8 @@ class Teller:
         log("conflicts", logging.INFO, "another server has it", task=task, due=due_at, server=server)
         self._say(f"{short(due_at)} {task} taken by another server", verbosity=2)
 
-    def _started(
-        self, task: str, due_at: datetime, server: str, fence: int, attempt: int, started_at: str, key: str
-    ) -> None:
-        run = _run(task, due_at, server, fence, attempt, started_at, key)
+    def _started(self, task: str, due_at: datetime, server: str, **more: Any) -> None:
+        run = _run(task, due_at, server, **more)
         send(signals.task_started, task=self._task(task), run=run, server=server)
 
     def _ended(
@@ -112,49 +110,21 @@ class Teller:
         seconds: float,
         reason: str,
         error: str,
-        fence: int,
-        trigger: str,
-        attempt: int,
         told: bool,
-        started_at: str,
-        key: str,
+        **more: Any,
     ) -> None:
         if not told:
-            self._tell_end(task, due_at, server, status, seconds, reason, error, fence, attempt, started_at, key)
+            run = _run(task, due_at, server, **more)
+            ended = {"task": self._task(task), "run": run, "server": server}
+            if status == "succeeded":
+                send(signals.task_succeeded, seconds=seconds, **ended)
+            else:
+                send(signals.task_failed, status=status, error=error or reason, exception=None, **ended)
         why = f" ({reason})" if reason else ""
         if not why and status != "succeeded" and error:
             why = f" ({error.strip().splitlines()[-1][:200]})"
         self._say(f"{short(due_at)} {task} {status}{why} in {seconds:.1f} s on {server}")
         log("verbose", logging.DEBUG, "released, %s", status, task=task, due=due_at, server=server)
-
-    def _tell_end(
-        self,
-        task: str,
-        due_at: datetime,
-        server: str,
-        status: str,
-        seconds: float,
-        reason: str,
-        error: str,
-        fence: int,
-        attempt: int,
-        started_at: str,
-        key: str,
-    ) -> None:
-        declared = self._task(task)
-        run = _run(task, due_at, server, fence, attempt, started_at, key)
-        if status == "succeeded":
-            send(signals.task_succeeded, task=declared, run=run, server=server, seconds=seconds)
-        else:
-            send(
-                signals.task_failed,
-                task=declared,
-                run=run,
-                server=server,
-                status=status,
-                error=error or reason,
-                exception=None,
-            )
 
     def _skipped(
         self,
@@ -310,16 +280,8 @@ def short(moment: datetime | None) -> str:
     return f"{moment - fraction:%Y-%m-%d %H:%M:%S}Z"
 
 
-def _run(task: str, due_at: datetime, server: str, fence: int, attempt: int, started_at: str, key: str) -> RunInfo:
-    return RunInfo(
-        name=task,
-        due_at=due_at,
-        started_at=datetime.fromisoformat(started_at),
-        attempt=attempt,
-        fence=fence,
-        key=key,
-        server=server,
-    )
+def _run(task: str, due_at: datetime, server: str, *, started_at: str, **more: Any) -> RunInfo:
+    return RunInfo(name=task, due_at=due_at, server=server, started_at=datetime.fromisoformat(started_at), **more)
 
 
 def _time(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..entries import Claim, RunInfo, Trigger
+from ..entries import Claim, RunInfo
 from ..exceptions import LeaseLost
 from .base import boot_time
 
@@ -14,7 +14,6 @@ from .base import boot_time
 class CurrentRun(RunInfo):
     """The run that this process is: what it was told of itself, and a way to ask whether it may go on."""
 
-    trigger: Trigger = "schedule"
     _until: Callable[[], float] = field(repr=False, compare=False)
 
     def check(self) -> None:
