@@ -48,7 +48,6 @@ class Running:
     """Boot time at which the lease ends, as far as this process can be sure."""
     began_at: datetime
     began: float
-    overran: bool = False
     lost: bool = False
 
 

@@ -401,7 +401,7 @@ def run_once(
         teller({"kind": "note", "text": nothing_declared(found)})
         return Pass()
     mode = "inline" if inline else usable_mode(settings.runner)
-    keeper = _compose(settings, tasks, teller, mode, found)
+    keeper = _compose(settings, tasks, teller, mode)
     before = _catch_signals(keeper)
     held = ""
     try:
@@ -448,9 +448,7 @@ def nothing_declared(found: Discovered) -> str:
     return f"No task is declared. Searched: {where}. Declare one in a schedule.py, or see the README."
 
 
-def _compose(
-    settings: conf.Settings, tasks: Mapping[str, ScheduledTask], teller: logs.Teller, mode: str, found: Discovered
-) -> Keeper:
+def _compose(settings: conf.Settings, tasks: Mapping[str, ScheduledTask], teller: logs.Teller, mode: str) -> Keeper:
     composed = stores(settings, tasks)
     runner: Runner
     keeper: Keeper
@@ -481,10 +479,11 @@ def _compose(
         maintenance=is_in_maintenance(settings),
         hand_over=HAND_OVER,
     )
-    meant = (
-        is_meant_for(task, server=settings.server_name, environment=settings.environment) for task in tasks.values()
+    subminute = any(
+        task.timetable.is_subminute
+        and is_meant_for(task, server=settings.server_name, environment=settings.environment)
+        for task in tasks.values()
     )
-    subminute = any(task.timetable.is_subminute for task, here in zip(tasks.values(), meant, strict=True) if here)
     keeper = Keeper(cycle=cycle, settings=settings, subminute=subminute)
     return keeper
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -115,4 +115,3 @@ class Runner(ABC):
 
 
 Tasks = Mapping[str, ScheduledTask]
-Owners = Iterable[str]
