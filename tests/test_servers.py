@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -80,7 +81,12 @@ def test_a_started_server_answers(connection: Any) -> None:
 
 
 def test_a_server_runs_as_nobody_important(server: servers.Server) -> None:
-    assert {os.stat(f"/proc/{pid}").st_uid for pid in server.pids()} != {0}
+    users = set()
+    for pid in server.pids():
+        with contextlib.suppress(FileNotFoundError):  # One that served somebody may have ended by now.
+            users.add(os.stat(f"/proc/{pid}").st_uid)
+    assert users
+    assert os.geteuid() != 0 or 0 not in users
 
 
 def test_a_query_to_a_frozen_server_hangs_and_ends_when_it_is_thawed(server: servers.Server, connection: Any) -> None:
