@@ -137,6 +137,7 @@ class Row:
     """What the store knew of a task when it was looked at. Times are the store's own, UTC."""
 
     pk: int
+    """0 where a store knows its rows by their names."""
     task: str
     """The row's name: the task's, or ``task@server``."""
     fingerprint: str
@@ -151,6 +152,10 @@ class Row:
     renewed_at: datetime | None = None
     expires_at: datetime | None = None
     paused: bool = False
+    moved_to: str = ""
+    """The alias of the store that has the task by now: nobody claims it here any more."""
+    moved_from: str = ""
+    """The alias of the store that had the task before, while its last run there may still be under way."""
 
     @property
     def since(self) -> datetime:

@@ -30,6 +30,12 @@ class ScheduledLock(models.Model):
     not_before = models.DateTimeField(_("not before"))
     paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
     paused_reason = models.CharField(_("paused because"), max_length=255, blank=True)
+    moved_to = models.CharField(
+        _("moved to"), max_length=100, blank=True, help_text=_("The lock that has the task by now.")
+    )
+    moved_from = models.CharField(
+        _("moved from"), max_length=100, blank=True, help_text=_("The lock whose last run of the task is waited for.")
+    )
 
     class Meta:
         verbose_name = _("scheduled lock")

@@ -3,15 +3,19 @@ What a store must keep so that a due time runs once and a task never overlaps it
 
 A store answers one question, "may this server run this occurrence now?", by its own clock. Tests pass ``now`` and never
 sleep. "Another server has it" is an answer; a broken store is an exception.
+
+A store that may lose data (a cache) notices it, has ``sync`` put it right before anybody claims, and says what it lost.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
+
+from django.db import DEFAULT_DB_ALIAS
 
 from ..entries import Claim, Cleanup, Occurrence, Row, ScheduledTask, Skip
 from ..entries import ReleasedClaim as ReleasedClaim
@@ -37,14 +41,35 @@ class Look:
     now: datetime
     """The store's clock, aware, UTC."""
     known: bool
-    """Has this set of declarations been synced, and does it not have to be again? If not: call ``sync``."""
+    """Has this set of declarations been synced, and has the store lost nothing since? If not: call ``sync``."""
     paused: bool = False
     """Is everything paused?"""
     interrupted_at: datetime | None = None
     due: tuple[Row, ...] = ()
     """Rows due now or within ``ahead``, oldest first, held or not, paused ones left out."""
     expired: bool = False
-    """Is there a lease that has ended? If so: call ``reap``."""
+    """Is there a lease that has ended, or a clean-up that nobody has recorded? If so: call ``reap``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """What is known elsewhere of a row that a store does not have, or has given away."""
+
+    row: Row | None = None
+    """As another store has it, which lets nobody claim it any more: the task goes on from there."""
+    store: str = ""
+    """The alias of that store."""
+    last_due_at: datetime | None = None
+    """The last due time of the task in the history: a store that has no row for it has lost it."""
+
+
+Elsewhere = Callable[[Sequence[str]], Mapping[str, Before]]
+"""Says what is known elsewhere of these rows, by name; those of which nothing is known are left out."""
+
+
+def nowhere_else(names: Sequence[str]) -> Mapping[str, Before]:
+    """Know nothing of any row: there is no other store, and no history."""
+    return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +81,11 @@ class Synced:
     """Row names that are new."""
     changed: tuple[str, ...] = ()
     """Row names whose schedule was taken over from another version."""
+    lost: Mapping[str, datetime | None] = field(default_factory=dict)
+    """Row names that the store had lost, each with the last due time that is known of it, if any. What was due after
+    that and until now is passed over by all servers: nobody can know whether it ran."""
+    trouble: str = ""
+    """How the store came to lose them, in words; "" where nothing was lost."""
 
 
 ClaimRecorder = Callable[[Sequence[Claim], datetime], None]
@@ -63,7 +93,7 @@ SkipRecorder = Callable[[Sequence[Skip], datetime], None]
 ReleaseRecorder = Callable[[Sequence[tuple[ReleasedClaim, bool]], datetime], None]
 """Told of each release whether the lease still stood (True) or had been lost (False)."""
 CleanupRecorder = Callable[[Sequence[Cleanup]], Sequence[Cleanup]]
-"""Returns the clean-ups with the pk of what was written."""
+"""Returns the clean-ups that are recorded now, with the pk of what was written; one left out is tried again later."""
 
 
 class BaseLock(ABC):
@@ -78,6 +108,10 @@ class BaseLock(ABC):
 
     shared: ClassVar[bool] = True
     """Do other servers see this lock? A check refuses False."""
+    transactional: ClassVar[bool] = False
+    """Is a recorder called inside the transaction of the change, so that both are done or neither is?"""
+    using: str = DEFAULT_DB_ALIAS
+    """The database that the history of these tasks is kept in."""
 
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
         self.alias = alias
@@ -87,11 +121,14 @@ class BaseLock(ABC):
         """Return what is due by ``now + ahead`` and whether a lease has ended. Writes only a rare ``seen_at``."""
 
     @abstractmethod
-    def sync(self, declared: Declarations, *, now: datetime | None = None) -> Synced:
+    def sync(
+        self, declared: Declarations, *, elsewhere: Elsewhere = nowhere_else, now: datetime | None = None
+    ) -> Synced:
         """
         Register new tasks (never due for the past) and take over changed schedules, once per set of declarations.
 
-        The newest set holds. One that comes back takes over when the newest has not been seen for five minutes.
+        The newest set holds (``locks.versions``). Put right what the store has lost. ``elsewhere`` is asked of rows
+        that are missing or given away, never from inside a transaction.
         """
 
     @abstractmethod
@@ -139,6 +176,22 @@ class BaseLock(ABC):
     @abstractmethod
     def reap(self, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> list[Cleanup]:
         """Free every lease that has ended, whatever task it is of; return those that this call freed."""
+
+    @abstractmethod
+    def free(self, name: str, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> Cleanup | None:
+        """Free the lock of this row by hand, whether its lease has ended or not; None when nobody holds it."""
+
+    @abstractmethod
+    def leave(self, names: Sequence[str], *, to: str, now: datetime | None = None) -> list[Row]:
+        """
+        Give these rows to the store ``to``: nobody claims or skips them here any more; who holds one may go on.
+
+        Return those that this store has and has given to no third one, as they are from now on.
+        """
+
+    @abstractmethod
+    def arrive(self, names: Sequence[str], *, now: datetime | None = None) -> None:
+        """Let these rows be claimed here: what ran in the store that they came from has ended."""
 
     @property
     def is_calling(self) -> bool:

@@ -53,21 +53,19 @@ from ..exceptions import StoreTimeout, UnsafeTransaction
 from ..models import ScheduledLock, ScheduledRun, ScheduleState
 from .base import (
     BaseLock,
+    Before,
     ClaimRecorder,
     CleanupRecorder,
     Declarations,
+    Elsewhere,
     Look,
     ReleaseRecorder,
     SkipRecorder,
     Synced,
+    nowhere_else,
 )
+from .versions import FORGOTTEN_AFTER, SEEN_EVERY, TakeOver, is_known, needs_step, registered, take_overs, taken_over
 
-SEEN_EVERY: Final = timedelta(minutes=1)
-"""How often ``seen_at`` of the newest declarations is refreshed."""
-GONE_AFTER: Final = timedelta(minutes=5)
-"""Declarations that nobody has seen for so long have been rolled back: an older version may take over."""
-FORGOTTEN_AFTER: Final = timedelta(days=30)
-"""State of servers and versions that is dropped: both register again when they come back."""
 RETRIES: Final = 8
 RETRY_FOR: Final = 10.0
 """Seconds after which a conflict is raised and not tried a second time: a lease must outlive it."""
@@ -152,6 +150,8 @@ class _Held:
     renewed_at: datetime | None
     expires_at: datetime | None
     not_before: datetime
+    moved_to: str
+    moved_from: str
     paused: bool
     now: datetime
 
@@ -176,12 +176,14 @@ def owner_of(stamp: str, pk: int) -> str:
 class ORMLock(BaseLock):
     """Keeps leases and due times in ``ScheduledLock``, in the database ``OPTIONS["using"]``, never in a replica."""
 
+    transactional = True
+
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
         super().__init__(alias, options)
         unknown = sorted(set(options) - {"using"})
         if unknown:
             raise ImproperlyConfigured(f"The lock {alias!r} has no option {unknown[0]!r}. Its only option is 'using'.")
-        self.using: str = options.get("using", DEFAULT_DB_ALIAS)
+        self.using = options.get("using", DEFAULT_DB_ALIAS)
         self._calling: BaseDatabaseWrapper | None = None
         self._line: tuple[Any, int] | None = None
         self._was_cut = False
@@ -201,18 +203,10 @@ class ORMLock(BaseLock):
         now = _noted(states[0])
         project = next((state for state in states if state.key == ScheduleState.PROJECT), None)
         paused = project is not None and project.paused_at is not None
-        known = True
-        stale: list[str] = []
-        for key, scope in _keys(declared).items():
-            newest = _newest(states, scope)
-            if newest is not None and newest.key == key:
-                if newest.seen_at is None or newest.seen_at <= now - SEEN_EVERY:
-                    stale.append(key)
-            elif key not in {state.key for state in states} or _is_gone(newest, now):
-                known = False
+        known, stale = is_known(declared, states, now)
         columns = [field for field in _ROW if field != "paused_at"]
         mine = ~Q(task__contains="@") | Q(task__endswith=f"@{declared.server}")
-        due = self._locks().filter(mine, next_due_at__lte=clock.after(ahead), paused_at=None)
+        due = self._locks().filter(mine, next_due_at__lte=clock.after(ahead), paused_at=None, moved_to="")
         ended = self._locks().filter(expires_at__lte=clock.now)
         # A run has other columns; any of the right kind do, since these rows only say that there is something to reap.
         ended_runs = self._runs().filter(expires_at__lte=clock.now)
@@ -263,11 +257,28 @@ class ORMLock(BaseLock):
 
     # -- which version's schedule holds -------------------------------------------------------------------------------
 
-    def sync(self, declared: Declarations, *, now: datetime | None = None) -> Synced:
+    def sync(
+        self, declared: Declarations, *, elsewhere: Elsewhere = nowhere_else, now: datetime | None = None
+    ) -> Synced:
         clock = _Clock(now)
-        return self._call(lambda: self._sync(declared, clock))
+        before: Mapping[str, Before] = {}
+        if elsewhere is not nowhere_else:
+            # Before the transaction: other stores are asked, and give rows away.
+            names = self._call(lambda: self._to_ask_of(declared, clock))
+            before = elsewhere(names) if names else {}
+        return self._call(lambda: self._sync(declared, before, clock))
 
-    def _sync(self, declared: Declarations, clock: _Clock) -> Synced:
+    def _to_ask_of(self, declared: Declarations, clock: _Clock) -> list[str]:
+        """Return the names of the rows that this version would take over and that are missing or given away."""
+        states = list(self._states(declared).annotate(now=clock.now))
+        at = _noted(states[0]) if states else self._now(clock)
+        names = [name for change in take_overs(declared, states, at) for name in change.tasks]
+        here: set[str] = set()
+        for batch in _batches(names, self._batch_size(per_row=1)):
+            here.update(self._locks().filter(task__in=batch, moved_to="").values_list("task", flat=True))
+        return [name for name in names if name not in here]
+
+    def _sync(self, declared: Declarations, before: Mapping[str, Before], clock: _Clock) -> Synced:
         """
         Put the rows in step with these declarations, unless a newer version's hold.
 
@@ -280,71 +291,42 @@ class ORMLock(BaseLock):
             self._touch(ScheduleState.PROJECT)
             states = list(self._states(declared).annotate(now=clock.now))
             at = _noted(states[0])
-            registered: list[str] = []
+            new: list[str] = []
             changed: list[str] = []
-            for key, scope in _keys(declared).items():
-                newest = _newest(states, scope)
-                mine = next((state for state in states if state.key == key), None)
-                if newest is not None and (newest.key == key or (mine is not None and not _is_gone(newest, at))):
-                    continue
-                # A version that comes back answers for the time since its successor was last seen; a new one for none.
-                since = newest.seen_at if mine is not None and newest is not None else None
-                tasks = {
-                    task.row_name(declared.server): task
-                    for task in declared.tasks.values()
-                    if task.on_every_server == bool(scope)
-                }
-                new, other = self._bring_in_step(tasks, at, since)
-                registered += new
+            for change in take_overs(declared, states, at):
+                here, other = self._bring_in_step(change, before, at)
+                new += here
                 changed += other
-                first_seen_at = at
-                if newest is not None and newest.first_seen_at is not None:
-                    # A clock that was set back must not leave the older version the newest.
-                    first_seen_at = max(at, newest.first_seen_at + timedelta(microseconds=1))
-                values = {"scope": scope, "first_seen_at": first_seen_at, "seen_at": at}
-                if not self._state().filter(key=key).update(**values):
-                    self._state().create(key=key, **values)
+                values = {"scope": change.scope, "first_seen_at": change.first_seen_at, "seen_at": at}
+                if not self._state().filter(key=change.key).update(**values):
+                    self._state().create(key=change.key, **values)
             forgotten = ~Q(key=ScheduleState.PROJECT) & Q(seen_at__lt=at - FORGOTTEN_AFTER)
             self._state().filter(forgotten).delete()
-        return Synced(now=at, registered=tuple(registered), changed=tuple(changed))
+        return Synced(now=at, registered=tuple(new), changed=tuple(changed))
 
     def _bring_in_step(
-        self, tasks: Mapping[str, ScheduledTask], at: datetime, since: datetime | None
+        self, change: TakeOver, before: Mapping[str, Before], at: datetime
     ) -> tuple[list[str], list[str]]:
-        there: dict[str, tuple[int, str]] = {}
+        tasks = change.tasks
+        there: dict[str, Row] = {}
         for batch in _batches(list(tasks), self._batch_size(per_row=1)):
-            found = self._locks().filter(task__in=batch).values_list("task", "pk", "fingerprint")
-            there.update({task: (pk, fingerprint) for task, pk, fingerprint in found})
+            there.update({row.task: row for row in map(_row, self._locks().filter(task__in=batch).values(*_ROW))})
         missing = [
-            ScheduledLock(
-                task=name,
-                last_due_at=at,
-                schedule_since=at,
-                not_before=at,
-                next_due_at=task.next(at),
-                schedule=task.timetable.text,
-                fingerprint=task.fingerprint,
-            )
+            _as_model(registered(name, task, at, before.get(name)), task)
             for name, task in tasks.items()
             if name not in there
         ]
         self._locks().bulk_create(missing, ignore_conflicts=True, batch_size=500)
-        names = {
-            there[name][0]: name for name, task in tasks.items() if name in there and there[name][1] != task.fingerprint
-        }
+        names = {row.pk: name for name, row in there.items() if needs_step(row, tasks[name])}
         for pks in _batches(sorted(names), min(500, self._batch_size())):
-            rows = list(self._lock_rows(self._locks().filter(pk__in=pks), skip_locked=False))
-            for row in rows:
-                task = tasks[names[row.pk]]
-                row.schedule_since = at if since is None else max(row.last_due_at, since)
-                inherited = row.next_due_at is not None and row.last_due_at < row.next_due_at <= row.schedule_since
-                if not inherited:
-                    row.next_due_at = task.next(row.schedule_since)
-                row.schedule = task.timetable.text
-                row.fingerprint = task.fingerprint
-            self._locks().bulk_update(
-                rows, ["schedule_since", "next_due_at", "schedule", "fingerprint"], batch_size=self._batch_size()
-            )
+            locks = list(self._lock_rows(self._locks().filter(pk__in=pks), skip_locked=False))
+            for lock in locks:
+                task = tasks[names[lock.pk]]
+                row = _row({field: getattr(lock, field) for field in _ROW})
+                row = taken_over(row, task, at, change.since, before.get(row.task))
+                for field in _IN_STEP:
+                    setattr(lock, field, getattr(row, field, task.timetable.text))
+            self._locks().bulk_update(locks, _IN_STEP, batch_size=self._batch_size())
         return [lock.task for lock in missing], list(names.values())
 
     # -- claim --------------------------------------------------------------------------------------------------------
@@ -430,7 +412,9 @@ class ORMLock(BaseLock):
         startable = []
         for occurrence in chunk:
             row = rows.get(occurrence.pk)
-            if row is None or (row.owner is not None and not _may_overlap(occurrence)):
+            if row is None or row.moved_to or row.moved_from:
+                continue
+            if row.owner is not None and not _may_overlap(occurrence):
                 continue
             if _by_hand(occurrence) or (
                 row.last_due_at < occurrence.due_at <= row.now
@@ -478,7 +462,9 @@ class ORMLock(BaseLock):
     ) -> None:
         rows = self._locks().filter(pk__in=[o.pk for o in group])
         values: dict[str, Any] = {"stamp": sent.stamp, "fence": F("fence") + 1}
-        if not by_hand:
+        if by_hand:
+            rows = rows.filter(**_HERE)
+        else:
             rows = self._open(rows, group, clock).filter(not_before__lte=clock.now)
             values |= _moved_on(group)
         if not may_overlap:
@@ -707,27 +693,8 @@ class ORMLock(BaseLock):
             )
             if hit != len(locks) + len(runs):
                 raise _Raced
-            owners = [lock.owner for lock in locks if lock.owner]
-            due = dict(
-                self._runs()
-                .filter(status="running", task__in=[lock.task for lock in locks], owner__in=owners)
-                .values_list("owner", "due_at")
-            )
-            cleanups = [
-                Cleanup(
-                    task=lock.task,
-                    due_at=due.get(lock.owner or "", lock.last_due_at),
-                    server=lock.server,
-                    owner=lock.owner or "",
-                    fence=lock.fence,
-                    acquired_at=lock.acquired_at,
-                    expired_at=lock.expires_at,
-                    cleaned_at=lock.now,
-                    cleaned_by=server,
-                    reason="overran" if lock.finish_by is not None and lock.finish_by <= lock.now else "lease_expired",
-                )
-                for lock in locks
-            ]
+            due = self._due_of(locks)
+            cleanups = [_cleanup(lock, due, server) for lock in locks]
             cleanups += [
                 Cleanup(
                     task=run.task,
@@ -744,6 +711,49 @@ class ORMLock(BaseLock):
                 for run in runs
             ]
             return list(record(cleanups))
+
+    def _due_of(self, locks: Sequence[ScheduledLock]) -> dict[str, datetime]:
+        """Map each owner to the due time that it runs."""
+        owners = [lock.owner for lock in locks if lock.owner]
+        return dict(
+            self._runs()
+            .filter(status="running", task__in=[lock.task for lock in locks], owner__in=owners)
+            .values_list("owner", "due_at")
+        )
+
+    def free(self, name: str, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> Cleanup | None:
+        clock = _Clock(now)
+        return self._call(lambda: self._free(name, server, record, clock))
+
+    def _free(self, name: str, server: str, record: CleanupRecorder, clock: _Clock) -> Cleanup | None:
+        with self._transaction(write_first=True):
+            held = self._locks().filter(task=name, owner__isnull=False).annotate(now=clock.now)
+            locks = list(self._lock_rows(held, skip_locked=False))
+            if not locks:
+                return None
+            lock = locks[0]
+            if not self._locks().filter(pk=lock.pk, owner=lock.owner).update(fence=F("fence") + 1, **_FREE):
+                raise _Raced
+            cleanup = replace(_cleanup(lock, self._due_of(locks), server), reason="released_by_hand")
+            return next(iter(record([cleanup])), cleanup)
+
+    # -- from store to store ------------------------------------------------------------------------------------------
+
+    def leave(self, names: Sequence[str], *, to: str, now: datetime | None = None) -> list[Row]:
+        def work() -> list[Row]:
+            rows: list[Row] = []
+            for batch in _batches(sorted(set(names)), self._batch_size(per_row=1)):
+                ours = self._locks().filter(task__in=batch, moved_to__in=["", to])
+                # First to write, and what it hit is then read: nobody claims one of these any more.
+                ours.filter(moved_to="").update(moved_to=to)
+                rows += [_row(values) for values in ours.order_by("pk").values(*_ROW)]
+            return rows
+
+        return self._call(work) if names else []
+
+    def arrive(self, names: Sequence[str], *, now: datetime | None = None) -> None:
+        for batch in _batches(sorted(set(names)), self._batch_size(per_row=1)):
+            self._call(lambda batch=batch: self._locks().filter(task__in=batch).update(moved_from=""))  # type: ignore[misc]
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -899,6 +909,7 @@ class ORMLock(BaseLock):
             last_due_at__lt=due,
             paused_at=None,
             fingerprint__in={o.task.fingerprint for o in group},
+            **_HERE,
         )
         return rows
 
@@ -959,9 +970,23 @@ _ROW: Final = (
     "renewed_at",
     "expires_at",
     "paused_at",
+    "moved_to",
+    "moved_from",
 )
+_IN_STEP: Final = (
+    "last_due_at",
+    "next_due_at",
+    "schedule",
+    "fingerprint",
+    "schedule_since",
+    "not_before",
+    "fence",
+    "moved_to",
+    "moved_from",
+)
+_HERE: Final = {"moved_to": "", "moved_from": ""}
 _OTHER_TIMES: Final = ("schedule_since", "not_before")
-_OF_RUN: Final = {"fingerprint": "owner"}
+_OF_RUN: Final = {"fingerprint": "owner", "moved_to": "reason", "moved_from": "reason"}
 
 
 def _row(values: dict[str, Any]) -> Row:
@@ -969,28 +994,18 @@ def _row(values: dict[str, Any]) -> Row:
     return Row(**values, paused=paused_at is not None)
 
 
+def _as_model(row: Row, task: ScheduledTask) -> ScheduledLock:
+    return ScheduledLock(
+        task=row.task,
+        schedule=task.timetable.text,
+        **{field: getattr(row, field) for field in _IN_STEP if field != "schedule"},
+    )
+
+
 def _noted(row: Any) -> datetime:
     """Return the store's time that a row was annotated with."""
     now: datetime = row.now
     return now
-
-
-def _keys(declared: Declarations) -> dict[str, str]:
-    """Return the state keys of these declarations, each with its scope."""
-    keys = {f"declared:{declared.digest}": ""}
-    if declared.server_digest:
-        # Servers with the same tasks of their own have the same digest, and yet a version each.
-        keys[f"declared:{declared.server_digest[:20]}@{declared.server}"] = declared.server
-    return keys
-
-
-def _newest(states: Iterable[ScheduleState], scope: str) -> ScheduleState | None:
-    seen = [state for state in states if state.scope == scope and state.first_seen_at is not None]
-    return max(seen, key=lambda state: (state.first_seen_at, state.key), default=None)
-
-
-def _is_gone(newest: ScheduleState | None, now: datetime) -> bool:
-    return newest is None or newest.seen_at is None or newest.seen_at <= now - GONE_AFTER
 
 
 def _by_hand(occurrence: Occurrence) -> bool:
@@ -1022,6 +1037,21 @@ def _each(values: Mapping[Any, _T], expression: Callable[[_T], Any], field: str 
         return expression(next(iter(groups)))
     whens = [When(**{f"{field}__in": keys}, then=expression(value)) for value, keys in groups.items()]
     return Case(*whens, output_field=DateTimeField())
+
+
+def _cleanup(lock: Any, due: Mapping[str, datetime], server: str) -> Cleanup:
+    return Cleanup(
+        task=lock.task,
+        due_at=due.get(lock.owner or "", lock.last_due_at),
+        server=lock.server,
+        owner=lock.owner or "",
+        fence=lock.fence,
+        acquired_at=lock.acquired_at,
+        expired_at=lock.expires_at,
+        cleaned_at=lock.now,
+        cleaned_by=server,
+        reason="overran" if lock.finish_by is not None and lock.finish_by <= lock.now else "lease_expired",
+    )
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
