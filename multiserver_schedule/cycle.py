@@ -23,12 +23,11 @@ from .entries import (
     Outcome,
     ReleasedClaim,
     Row,
-    ScheduledTask,
     Skip,
 )
 from .faults import point
 from .history import History
-from .locks.base import BaseLock, Declarations, Look
+from .locks.base import BaseLock, Before, Declarations, Look, Synced
 from .run.base import Ended, Margins, Message, Runner, Started, Vanished, boot_time
 
 AHEAD: Final = timedelta(seconds=5)
@@ -80,7 +79,8 @@ class Step:
     """Boot time; None when nothing is left for this pass."""
     claimed: int = 0
     paused: bool = False
-    interrupted_at: datetime | None = None
+    interrupted: bool = False
+    """Did somebody ask services and passes to end, since this one began?"""
 
     def no_later_than(self, moment: float) -> None:
         """Look again at ``moment`` at the latest."""
@@ -104,8 +104,8 @@ class Cycle:
     """Runs that did not succeed."""
     hand_over: timedelta | None = None
     """One pass takes up what was due when it began, and sub-minute tasks for so long; None: no end (a service)."""
-    first_look: datetime | None = None
-    """The store's time when this pass began."""
+    first_look: dict[str, datetime] = field(default_factory=dict)
+    """The time of each store, by its alias, when this pass first looked at it."""
     _tried: dict[tuple[str, datetime], int] = field(default_factory=dict)
     _offered: dict[tuple[str, datetime], Occurrence] = field(default_factory=dict)
     """Due times that this pass wanted and has not won."""
@@ -116,10 +116,11 @@ class Cycle:
         """Look at each store, free what is stale, start what may start, give up what must be given up."""
         step = Step()
         for store in self.stores:
-            self._step(store, step, now)
+            self.visit(store, step, now=now)
         return step
 
-    def _step(self, store: Store, step: Step, now: datetime | None) -> None:
+    def visit(self, store: Store, step: Step, *, now: datetime | None = None) -> None:
+        """Do a step's work with one store; what it raises is that store's trouble, and no other's."""
         looked = boot_time()
         look = self._look(store, now)
         if look.expired:
@@ -127,9 +128,8 @@ class Cycle:
             # What was held is free now, and due times that a dead server left open are claimed in this same pass.
             looked = boot_time()
             look = store.lock.look(store.declared, ahead=AHEAD, now=now)
-        if self.first_look is None:
-            self.first_look = look.now
-        step.interrupted_at = look.interrupted_at
+        first = self.first_look.setdefault(store.lock.alias, look.now)
+        step.interrupted |= look.interrupted_at is not None and look.interrupted_at > first
         if look.paused:
             step.paused = True
             return
@@ -145,6 +145,8 @@ class Cycle:
 
         self._claim(store, found, step, when, now)
         self._skip(store, found, look, step, when, now)
+        if found.moving:
+            self._arrive(store, found.moving, step, now)
         for occurrence, row in found.resting:
             if self._is_ours(occurrence):
                 step.no_later_than(when(row.not_before) + 0.01)
@@ -154,14 +156,71 @@ class Cycle:
     def _look(self, store: Store, now: datetime | None) -> Look:
         look = store.lock.look(store.declared, ahead=AHEAD, now=now)
         if not look.known:
-            synced = store.lock.sync(store.declared, now=now)
-            if synced.registered or synced.changed:
-                self.tell("synced", registered=[*synced.registered], changed=[*synced.changed], now=synced.now)
+            self.sync(store, now=now)
             look = store.lock.look(store.declared, ahead=AHEAD, now=now)
         return look
 
+    def sync(self, store: Store, *, now: datetime | None = None) -> None:
+        """Have the store know these declarations, and say what is new, what came from elsewhere, what was lost."""
+
+        def elsewhere(names: Sequence[str]) -> Mapping[str, Before]:
+            found: dict[str, Before] = {}
+            last = {} if store.lock.transactional else store.history.last_due(names)
+            for other in self.stores:
+                for row in other.lock.leave(names, to=store.lock.alias, now=now) if other is not store else ():
+                    theirs = found.get(row.task)
+                    if theirs is None or theirs.row is None or theirs.row.last_due_at < row.last_due_at:
+                        found[row.task] = Before(row=row, store=other.lock.alias, last_due_at=last.get(row.task))
+            for name, due_at in last.items():
+                found.setdefault(name, Before(last_due_at=due_at))
+            return found
+
+        synced = store.lock.sync(store.declared, elsewhere=elsewhere, now=now)
+        if synced.lost:
+            self._tell_loss(store, synced)
+        registered = [name for name in synced.registered if name not in synced.lost]
+        if registered or synced.changed:
+            self.tell("synced", registered=registered, changed=[*synced.changed], now=synced.now)
+
+    def _tell_loss(self, store: Store, synced: Synced) -> None:
+        """Record and say which due times are passed over because the store forgot what had become of them."""
+        self.tell("lost_rows", lock=store.lock.alias, text=synced.trouble, count=len(synced.lost))
+        skips = []
+        for name, since in synced.lost.items():
+            task = store.declared.tasks.get(name.partition("@")[0])
+            due_at = task.latest(synced.now, after=since) if task is not None and since is not None else None
+            if task is None or since is None or due_at is None:
+                continue
+            about = Occurrence(
+                task=task,
+                row=name,
+                pk=0,
+                due_at=due_at,
+                next_due_at=None,
+                missed=task.timetable.count(since, due_at) - 1,
+                lease=self.policy.lease,
+                min_break=timedelta(0),
+            )
+            skips.append(Skip(occurrence=about, reason="missed"))
+            self.tell("skipped", about=about, reason="missed", count=about.missed + 1)
+        if skips:
+            store.history.skipped(skips, synced.now)
+
+    def _arrive(self, store: Store, moving: Sequence[tuple[Occurrence, Row]], step: Step, now: datetime | None) -> None:
+        """Let tasks that came from another store start here, once their last runs there have ended."""
+        here = []
+        for alias in {row.moved_from for _, row in moving}:
+            names = [row.task for _, row in moving if row.moved_from == alias]
+            other = next((each for each in self.stores if each.lock.alias == alias), None)
+            held = set() if other is None else {row.task for row in other.lock.rows(names) if row.owner is not None}
+            here += [name for name in names if name not in held]
+        if here:
+            store.lock.arrive(here, now=now)
+        # Free or not, there is something to look at again: what has arrived, or whether it has.
+        step.no_later_than(boot_time() + (0.0 if here else 1.0))
+
     def _plan(self, store: Store, look: Look) -> Plan:
-        mine = [row for row in look.due if self._is_mine(row, store.declared.tasks)]
+        mine = [row for row in look.due if self._is_mine(row, store)]
         return plan(
             store.declared.tasks,
             mine,
@@ -172,14 +231,15 @@ class Cycle:
             policy=self.policy,
         )
 
-    def _is_mine(self, row: Row, tasks: Mapping[str, ScheduledTask]) -> bool:
+    def _is_mine(self, row: Row, store: Store) -> bool:
         """Is this due time one of this pass's, or already its successor's?"""
-        if self.hand_over is None or self.first_look is None or row.next_due_at is None:
+        first = self.first_look.get(store.lock.alias)
+        if self.hand_over is None or first is None or row.next_due_at is None:
             return True
-        if row.next_due_at <= self.first_look + AHEAD:
+        if row.next_due_at <= first + AHEAD:
             return True
-        task = tasks.get(row.task.partition("@")[0])
-        return task is not None and task.timetable.is_subminute and row.next_due_at <= self.first_look + self.hand_over
+        task = store.declared.tasks.get(row.task.partition("@")[0])
+        return task is not None and task.timetable.is_subminute and row.next_due_at <= first + self.hand_over
 
     def _is_ours(self, occurrence: Occurrence) -> bool:
         return self._tried.get(_key(occurrence), 0) < _TRIES
@@ -199,10 +259,12 @@ class Cycle:
         if offered:
             point("before_claim")
         sent = boot_time()
+        # Each store counts what this server holds in it; what this process runs for other stores, only it knows.
+        elsewhere = sum(running.store is not store for running in self.running.values())
         claims = store.lock.claim(
             offered,
             server=self.settings.server_name,
-            slots=self.settings.max_concurrency,
+            slots=max(0, self.settings.max_concurrency - elsewhere),
             record=store.history.started,
             now=now,
         )
@@ -303,26 +365,35 @@ class Cycle:
     def renew(self, *, now: datetime | None = None) -> None:
         """Renew every lease, in one statement a store; a run whose lease is lost is ended."""
         for store in self.stores:
-            mine = [running for running in self.running.values() if running.store is store and not running.lost]
-            if not mine:
-                continue
-            sent = boot_time()
-            standing = store.lock.renew([running.claim for running in mine], now=now)
-            moved = {}
-            for running in mine:
-                claim = running.claim
-                if claim.owner in standing:
-                    running.until = moved[claim.owner] = sent + claim.occurrence.lease.total_seconds()
-                else:
-                    running.lost = True
-                    self.runner.end(claim.owner, "lost")
-                    self.tell("lost", about=claim.occurrence, fence=claim.fence)
-            self.runner.renew(moved)
+            self.renew_in(store, now=now)
+
+    def renew_in(self, store: Store, *, now: datetime | None = None) -> None:
+        """Renew every lease in one store."""
+        mine = [running for running in self.running.values() if running.store is store and not running.lost]
+        if not mine:
+            return
+        sent = boot_time()
+        standing = store.lock.renew([running.claim for running in mine], now=now)
+        moved = {}
+        for running in mine:
+            claim = running.claim
+            if claim.owner in standing:
+                running.until = moved[claim.owner] = sent + claim.occurrence.lease.total_seconds()
+            else:
+                running.lost = True
+                self.runner.end(claim.owner, "lost")
+                self.tell("lost", about=claim.occurrence, fence=claim.fence)
+        self.runner.renew(moved)
 
     # -- record and release -----------------------------------------------------------------------------------------
 
     def take(self, messages: Iterable[Message], *, now: datetime | None = None) -> bool:
         """Record and release what has ended; tell whether anything had."""
+        self.note(messages)
+        return self.release(now=now)
+
+    def note(self, messages: Iterable[Message]) -> None:
+        """Take in what the runner says: what has ended is to be recorded and released."""
         for message in messages:
             if isinstance(message, Ended):
                 self._ended(message.owner, message.outcome, message.told)
@@ -335,7 +406,6 @@ class Cycle:
                     self._ended(owner, outcome, told=False, cleanup="runner_lost")
             elif isinstance(message, Started):
                 self._tell_start(message.owner)
-        return self.release(now=now)
 
     def _tell_start(self, owner: str) -> None:
         """Have ``task_started`` sent for a program, of which no process of ours is there to say it itself."""
@@ -363,31 +433,35 @@ class Cycle:
         self.unrecorded.append(Finished(running, outcome, told, cleanup))
 
     def release(self, *, now: datetime | None = None) -> bool:
-        """Record and release everything that has ended; raises what the store raises, and forgets nothing then."""
+        """Record and release everything that has ended; raises what a store raises, and forgets nothing then."""
         if not self.unrecorded:
             return False
         for store in self.stores:
-            mine = [finished for finished in self.unrecorded if finished.running.store is store]
-            if not mine:
-                continue
-            point("before_release")
-            released = [
-                ReleasedClaim(
-                    claim=finished.running.claim,
-                    outcome=finished.outcome,
-                    min_break=finished.running.claim.occurrence.min_break,
-                    cleanup=finished.cleanup,
-                )
-                for finished in mine
-            ]
-            stood = store.lock.release(released, record=store.history.finished, now=now)
-            point("after_release")
-            self.unrecorded = [finished for finished in self.unrecorded if finished.running.store is not store]
-            for finished, kept in zip(mine, stood, strict=True):
-                self._tell_end(finished, lost=not kept)
-            for cleanup in store.history.cleanups:
-                self.tell_cleanup(store, cleanup)
+            self.release_in(store, now=now)
         return True
+
+    def release_in(self, store: Store, *, now: datetime | None = None) -> None:
+        """Record and release what has ended and is locked in one store."""
+        mine = [finished for finished in self.unrecorded if finished.running.store is store]
+        if not mine:
+            return
+        point("before_release")
+        released = [
+            ReleasedClaim(
+                claim=finished.running.claim,
+                outcome=finished.outcome,
+                min_break=finished.running.claim.occurrence.min_break,
+                cleanup=finished.cleanup,
+            )
+            for finished in mine
+        ]
+        stood = store.lock.release(released, record=store.history.finished, now=now)
+        point("after_release")
+        self.unrecorded = [finished for finished in self.unrecorded if finished.running.store is not store]
+        for finished, kept in zip(mine, stood, strict=True):
+            self._tell_end(finished, lost=not kept)
+        for cleanup in store.history.cleanups:
+            self.tell_cleanup(store, cleanup)
 
     def forget_expired(self) -> None:
         """Give up recording runs whose lease is over too: whoever reaps them records that they were abandoned."""

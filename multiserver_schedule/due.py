@@ -44,6 +44,8 @@ class Plan:
     """Due, but another run of the task has the lock."""
     resting: list[tuple[Occurrence, Row]] = field(default_factory=list)
     """Due, but inside the break after the last run."""
+    moving: list[tuple[Occurrence, Row]] = field(default_factory=list)
+    """Due, but the task has come from another store, where its last run may still be under way."""
     missed: list[Skip] = field(default_factory=list)
     """Too old to be run: to be given up."""
     broken: list[tuple[ScheduledTask, str]] = field(default_factory=list)
@@ -86,6 +88,8 @@ def plan(
                 found.next_at = first
         elif isinstance(due, Skip):
             found.missed.append(due)
+        elif row.moved_from:
+            found.moving.append((due, row))
         elif task.overlap != "allow" and row.owner is not None:
             found.held.append((due, row))
         elif row.not_before > now:

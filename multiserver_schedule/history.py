@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
-from django.db import DataError, IntegrityError, connections, transaction
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connections, transaction
 from django.db.models import Case, DateTimeField, F, Max, QuerySet, Value, When
 
+from .database import Line
 from .entries import Claim, Cleanup, Outcome, ReleasedClaim, Skip, Trigger
 from .models import CleanupLog, ScheduledRun
 
@@ -48,6 +51,9 @@ class History:
     A transaction may be tried again, and they with it: ``violations`` and ``cleanups`` tell of the last call alone.
     """
 
+    leases: ClassVar[bool] = True
+    """Does the lock keep the leases of runs that may overlap in their rows here?"""
+
     def __init__(self, using: str) -> None:
         self.using = using
         self.violations: list[Claim] = []
@@ -63,7 +69,7 @@ class History:
             if o.missed and o.missed_at is not None
         ]
         self._give_up(missed, now)
-        self._insert([_running(claim) for claim in claims])
+        self._insert([_running(claim, self.leases) for claim in claims])
         there = set(self._owned(claims).values_list("owner", flat=True))
         refused = [claim for claim in claims if claim.owner not in there]
         # Two manual runs may well be asked for at the same moment.
@@ -108,8 +114,8 @@ class History:
                 ],
                 now,
             )
-        overran = [_cleanup_of(item, now) for item, stood in releases if stood and item.cleanup is not None]
-        self.cleanups = self.cleaned(overran) if overran else []
+        freed = _cleanups_of(releases, now)
+        self.cleanups = History.cleaned(self, freed) if freed else []
 
     def _end(self, ended: Sequence[tuple[Claim, Outcome]], now: datetime) -> None:
         values = {
@@ -142,6 +148,38 @@ class History:
             )
         return [replace(cleanup, pk=pks.get(cleanup.owner)) for cleanup in cleanups]
 
+    # -- what only a history that is written after the fact needs -----------------------------------------------------
+
+    is_calling = False
+
+    def cut(self) -> bool:
+        """Break nothing off: the lock's own call is what a watchdog cuts."""
+        return False
+
+    def take_trouble(self) -> str:
+        """Return why writing has failed since this was last asked, or ""."""
+        return ""
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Write what could not be written so far; return what still is not, as ``unwritten`` does."""
+        return []
+
+    def unwritten(self) -> list[dict[str, Any]]:
+        """Return what is not recorded: texts with the task, the due time and the server that they are about."""
+        return []
+
+    def take_dropped(self) -> list[dict[str, Any]]:
+        """Return what was given up since this was last asked, as ``unwritten`` does."""
+        return []
+
+    def last_due(self, names: Sequence[str]) -> dict[str, datetime]:
+        """Return the last due time of each row that was run or given up, as far as it is recorded."""
+        found: dict[str, datetime] = {}
+        for batch in self._batches(sorted(set(names))):
+            known = self._runs().filter(task__in=batch, trigger__in=("schedule", "catch_up"))
+            found.update(known.values_list("task").annotate(Max("due_at")))
+        return found
+
     def _insert(self, runs: Sequence[ScheduledRun]) -> None:
         self._runs().bulk_create(runs, ignore_conflicts=True, batch_size=self._batch_size(PARAMS_PER_ROW))
 
@@ -158,7 +196,7 @@ class History:
         runs = []
         for claim in claims:
             o = claim.occurrence
-            run = _running(claim)
+            run = _running(claim, self.leases)
             run.attempt = most.get((o.row, o.due_at, o.trigger), o.attempt) + 1
             run.reason = "" if o.trigger == "manual" else "this due time had a run already"
             runs.append(run)
@@ -239,6 +277,181 @@ class History:
             yield items[start : start + size]
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """Something to be written, and what to say of it where it cannot be."""
+
+    write: Callable[[], Any]
+    about: Sequence[tuple[str, str, datetime, str]]
+    """Text, row, due time and server of each."""
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [{"text": text, "task": row, "due_at": due_at, "by": by} for text, row, due_at, by in self.about]
+
+
+class Afterwards(History):
+    """
+    The history of a lock that is not in the database: written after the fact, and again later where that failed.
+
+    A database that is away, broken or silent costs no run anything: nothing here raises for it, a call that hangs can
+    be cut, and after a failure nothing is tried for ``TRY_AGAIN_AFTER``. What waits is kept in order, ``MOST`` entries
+    of it, in this process: if that ends first, it is lost, and said to be. Clean-ups wait in the lock's own store.
+    """
+
+    leases = False
+    TRY_AGAIN_AFTER: ClassVar[float] = 10.0
+    MOST: ClassVar[int] = 10_000
+
+    def __init__(self, using: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(using)
+        self._line = Line(using)
+        self._clock = clock
+        self._waiting: deque[_Entry] = deque()
+        self._dropped: list[dict[str, Any]] = []
+        self._not_before: float | None = None
+        self._trouble = ""
+        self._told = ""
+
+    def started(self, claims: Sequence[Claim], now: datetime) -> None:
+        """Record runs that begin, as soon as the database takes it."""
+        self.violations = []
+        about = [("the start of a run", c.occurrence.row, c.occurrence.due_at, c.server) for c in claims]
+        self._write(_Entry(lambda: History.started(self, claims, now), about))
+
+    def skipped(self, skips: Sequence[Skip], now: datetime) -> None:
+        """Record due times that were given up, as soon as the database takes it."""
+        about = [(f"a due time given up ({_reason(s)})", s.occurrence.row, s.occurrence.due_at, "") for s in skips]
+        self._write(_Entry(lambda: History.skipped(self, skips, now), about))
+
+    def finished(self, releases: Sequence[tuple[ReleasedClaim, bool]], now: datetime) -> None:
+        """Record how runs went, as soon as the database takes it."""
+        done: list[Cleanup] = []
+
+        def write() -> None:
+            History.finished(self, releases, now)
+            done[:] = self.cleanups
+
+        about = [
+            (
+                f"the end of a run ({_as_recorded(item.outcome, stood).status})",
+                item.claim.occurrence.row,
+                item.claim.occurrence.due_at,
+                item.claim.server,
+            )
+            for item, stood in releases
+        ]
+        self._write(_Entry(write, about))
+        # Freed they are, recorded or not.
+        self.cleanups = done or _cleanups_of(releases, now)
+
+    def cleaned(self, cleanups: Sequence[Cleanup]) -> list[Cleanup]:
+        """Record clean-ups now, or return none: the lock's store keeps them until somebody has."""
+        if not cleanups or not self._may_try():
+            return []
+        written: list[Cleanup] = []
+
+        def write() -> None:
+            written[:] = History.cleaned(self, cleanups)
+            there = set(
+                self._runs().filter(owner__in=[each.owner for each in cleanups]).values_list("owner", flat=True)
+            )
+            # The server that was killed may not have come to record that it had begun.
+            self._insert([_abandoned(each) for each in cleanups if each.owner not in there])
+
+        return written if self._try(write) else []
+
+    def last_due(self, names: Sequence[str]) -> dict[str, datetime]:
+        """Return what is recorded; nothing where the database is away."""
+        found: dict[str, datetime] = {}
+        if self._may_try():
+            self._try(lambda: found.update(History.last_due(self, names)))
+        return found
+
+    # -- trying -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_calling(self) -> bool:  # type: ignore[override]
+        """Is the database being asked?"""
+        return self._line.is_calling
+
+    def cut(self) -> bool:
+        """Break off the call to the database, from another thread."""
+        return self._line.cut()
+
+    def take_trouble(self) -> str:
+        """Return why writing has failed, once for each reason."""
+        trouble = self._trouble if self._trouble != self._told else ""
+        self._told = self._trouble
+        return trouble
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Try once more whatever the last try was; return what is not recorded now."""
+        self._not_before = None
+        self._work_off()
+        return self.unwritten()
+
+    def unwritten(self) -> list[dict[str, Any]]:
+        """Return what is not recorded: a line for each."""
+        return [line for entry in self._waiting for line in entry.lines()]
+
+    def take_dropped(self) -> list[dict[str, Any]]:
+        """Return what was given up, since too much waits, since this was last asked."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    def _write(self, entry: _Entry) -> None:
+        self._waiting.append(entry)
+        if len(self._waiting) > self.MOST:
+            self._dropped += self._waiting.popleft().lines()
+        if self._may_try():
+            self._work_off()
+
+    def _work_off(self) -> None:
+        while self._waiting and self._try(self._waiting[0].write):
+            self._waiting.popleft()
+
+    def _may_try(self) -> bool:
+        return self._not_before is None or self._clock() >= self._not_before
+
+    def _try(self, write: Callable[[], Any]) -> bool:
+        connection = connections[self.using]
+        for again in (False, True):
+            # One that was opened earlier may have been closed by the server since: that is not being away.
+            was_open = connection.connection is not None and not connection.in_atomic_block
+            try:
+                with self._line.call():
+                    self._line.ready()
+                    with transaction.atomic(using=self.using):
+                        write()
+            except (DatabaseError, InterfaceError) as error:
+                if not connection.in_atomic_block:
+                    connection.close()
+                if was_open and not again and not self._line.was_cut:
+                    continue
+                self._trouble = f"{type(error).__name__}: {error}".strip()
+                self._not_before = self._clock() + self.TRY_AGAIN_AFTER
+                return False
+            else:
+                self._trouble = self._told = ""
+                self._not_before = None
+                return True
+        raise AssertionError("unreachable")
+
+
+def _abandoned(cleanup: Cleanup) -> ScheduledRun:
+    return ScheduledRun(
+        task=cleanup.task,
+        due_at=cleanup.due_at or cleanup.cleaned_at,
+        status="abandoned",
+        reason=ABANDONED[cleanup.reason],
+        server=cleanup.server,
+        owner=cleanup.owner,
+        fence=cleanup.fence,
+        started_at=cleanup.acquired_at,
+        finished_at=cleanup.cleaned_at,
+    )
+
+
 _CLEANUP: Final = (
     "task",
     "due_at",
@@ -253,7 +466,7 @@ _CLEANUP: Final = (
 )
 
 
-def _running(claim: Claim) -> ScheduledRun:
+def _running(claim: Claim, leases: bool) -> ScheduledRun:
     o = claim.occurrence
     return ScheduledRun(
         task=o.row,
@@ -264,7 +477,7 @@ def _running(claim: Claim) -> ScheduledRun:
         owner=claim.owner,
         fence=claim.fence,
         started_at=claim.acquired_at,
-        expires_at=claim.expires_at if claim.task.overlap == "allow" else None,
+        expires_at=claim.expires_at if leases and claim.task.overlap == "allow" else None,
     )
 
 
@@ -314,6 +527,10 @@ def _by_size(ended: Sequence[tuple[Claim, Outcome]], most: int) -> Iterator[list
         size += length
     if batch:
         yield batch
+
+
+def _cleanups_of(releases: Sequence[tuple[ReleasedClaim, bool]], now: datetime) -> list[Cleanup]:
+    return [_cleanup_of(item, now) for item, stood in releases if stood and item.cleanup is not None]
 
 
 def _cleanup_of(item: ReleasedClaim, now: datetime) -> Cleanup:

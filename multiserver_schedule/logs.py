@@ -49,6 +49,8 @@ class Teller:
     synced     registered, changed (names of rows), now                       console line; problems as ERROR
     note       text, verbosity                                                console line
     trouble    doing, error, trace                                            ERROR
+    lost_rows  lock, text, count                                              ERROR, console
+    unrecorded text, by                                                       ERROR
     tripwire   text                                                           CRITICAL
     ========== ============================================================== ================================
 
@@ -212,6 +214,14 @@ class Teller:
 
     def _trouble(self, doing: str, error: str, server: str, trace: str = "") -> None:
         logger.error("%s: %s server=%s%s", doing, error, server, f"\n{trace}" if trace else "")
+
+    def _lost_rows(self, lock: str, text: str, count: int, server: str) -> None:
+        said = f"the lock {lock!r} has lost what it knew of {count} task{'s' if count != 1 else ''}: {text}"
+        logger.error("%s; what was due meanwhile is passed over server=%s", said, server)
+        self._say(f"{said}; what was due meanwhile is passed over")
+
+    def _unrecorded(self, task: str, due_at: datetime, text: str, by: str, server: str) -> None:
+        logger.error("not recorded: %s task=%s due=%s server=%s", text, task, due_at.isoformat(), by or server)
 
     def _tripwire(self, task: str, due_at: datetime, text: str, server: str) -> None:
         logger.critical("%s task=%s due=%s server=%s", text, task, due_at.isoformat(), server)

@@ -16,20 +16,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
-from typing import Any, Final, TextIO
+from typing import Any, Final, Protocol, TextIO
 
 from django.core.cache import caches
 from django.db import connections
 from django.utils.module_loading import import_string
 
 from . import conf, logs
-from .cycle import AHEAD, Cycle, Running, Store
+from .cycle import AHEAD, Cycle, Running, Step, Store
 from .declare import Discovered, discover, registry, verify
 from .due import Policy, is_meant_for, manual
-from .entries import ScheduledTask
+from .entries import Row, ScheduledTask
 from .exceptions import StoreTimeout, UnsafeTransaction
 from .faults import point
-from .history import History
+from .history import Afterwards, History
 from .locks.base import BaseLock, Declarations
 from .run.base import Runner, Vanished, boot_time
 from .run.child import main_spawned
@@ -44,6 +44,8 @@ STOP_GRACE: Final = 8.0
 """Seconds that a stopped pass gives its runs: TERM at once, KILL after five, and time to record it."""
 HURRY: Final = 1.5
 """Seconds for the same after a second signal: KILL at once, and time to record it."""
+HISTORY_GRACE: Final = 5.0
+"""Seconds that the end of a pass waits for a database to take what it has not recorded."""
 REPORTS_GRACE: Final = 12.0
 """Seconds that the end of a pass waits for receivers and log handlers that have not finished."""
 
@@ -59,19 +61,22 @@ execute_from_command_line(["manage.py", "runschedule", "--child", *sys.argv[2:]]
 
 
 def stores(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> list[Store]:
-    """Return the stores that the declared tasks are locked in (the default one at least), each with its tasks."""
+    """
+    Return the stores of the settings, each with the tasks that are locked in it.
+
+    One that no task is locked in, or none any more, is there as well: what is stale in it is freed, and what is moved
+    out of it is handed over.
+    """
     server = settings.server_name
     found = []
     for alias, chosen in settings.locks.items():
         locked = {name: task for name, task in tasks.items() if task.lock == alias}
-        if not locked and alias != "default":
-            continue
         lock: BaseLock = import_string(chosen.backend)(alias, chosen.options)
         digest, server_digest = registry.digests(server, locked)
         found.append(
             Store(
                 lock=lock,
-                history=History(getattr(lock, "using", "default")),
+                history=History(lock.using) if lock.transactional else Afterwards(lock.using),
                 declared=Declarations(tasks=locked, server=server, digest=digest, server_digest=server_digest),
             )
         )
@@ -98,6 +103,17 @@ class Pass:
 # -- the keeper -------------------------------------------------------------------------------------------------------
 
 
+class Hangs(Protocol):
+    """What the watchdog can break off."""
+
+    @property
+    def is_calling(self) -> bool:
+        """Is a call under way?"""
+
+    def cut(self) -> bool:
+        """Break it off, from another thread; False when there is nothing to break."""
+
+
 class Watchdog:
     """
     Cuts a store call that hangs, from a thread of its own: a driver waiting in C answers no signal.
@@ -107,7 +123,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._call: tuple[Sequence[BaseLock], float, int] | None = None
+        self._call: tuple[Sequence[Hangs], float, int] | None = None
         self._number = 0
         self._cut = False
         self._thread: threading.Thread | None = None
@@ -119,7 +135,7 @@ class Watchdog:
         return self._call is not None
 
     @contextmanager
-    def watch(self, locks: Sequence[BaseLock], limit: float) -> Iterator[None]:
+    def watch(self, calls: Sequence[Hangs], limit: float) -> Iterator[None]:
         """Let the block take at most ``limit`` seconds; then the call to one of them is cut: StoreTimeout."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="schedule-watchdog", daemon=True)
@@ -127,7 +143,7 @@ class Watchdog:
         with self._condition:
             self._number += 1
             self._cut = False
-            self._call = (locks, boot_time() + limit, self._number)
+            self._call = (calls, boot_time() + limit, self._number)
             self._condition.notify()
         try:
             yield
@@ -157,17 +173,17 @@ class Watchdog:
                 if call is None:
                     self._condition.wait()
                     continue
-                locks, deadline, number = call
+                calls, deadline, number = call
                 left = deadline - boot_time()
                 if left > 0:
                     self._condition.wait(min(left, 1.0))
                     continue
                 self._cut = True
-                if not any(lock.cut() for lock in locks):
+                if not any(each.cut() for each in calls):
                     # No socket yet, or none at all: interrupt whatever Python is in between.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
                 if self._call is not None and self._call[2] == number:
-                    self._call = (locks, boot_time() + 0.5, number)
+                    self._call = (calls, boot_time() + 0.5, number)
 
 
 @dataclass(slots=True)
@@ -186,7 +202,9 @@ class Keeper:
     """Is there no runner, and can none be started? Then nothing more is claimed."""
     subminute: bool = False
     """Is a task declared, and meant for this server, that is due more than once a minute?"""
-    _trouble: str = ""
+    _turn: int = -1
+    _trouble: dict[str, str] = field(default_factory=dict)
+    """By the alias of a store that is away: what was said of it."""
 
     @property
     def runner(self) -> Runner:
@@ -225,10 +243,10 @@ class Keeper:
             if task is None:
                 continue
             server = self.settings.server_name
-            with self._store_call():
+            with self._store_call(store):
                 look = store.lock.look(store.declared)
                 if not look.known:
-                    store.lock.sync(store.declared)
+                    self.cycle.sync(store)
                 if look.expired:
                     for cleanup in store.lock.reap(server=server, record=store.history.cleaned):
                         self.cycle.tell_cleanup(store, cleanup)
@@ -240,8 +258,7 @@ class Keeper:
                 wanted = manual(task, row, look.now, self.cycle.policy)
                 claims = store.lock.claim([wanted], server=server, record=store.history.started)
             if not claims:
-                held = store.lock.rows([row.task])[0]
-                return done, f"held by {held.server} since {logs.short(held.acquired_at)}"
+                return done, _why_not(store.lock.rows([row.task])[0])
             self.cycle.start(store, claims[0], sent)
             done.claimed = 1
         while (self.cycle.running or self.cycle.unrecorded) and not self.stopping:
@@ -256,19 +273,22 @@ class Keeper:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def _look(self, done: Pass, began: float) -> float | None:
-        try:
-            with self._store_call():
-                step = self.cycle.step()
-        except Exception as error:  # whatever a driver raises: told, and answered with exit status 1
-            self._store_is_away("looking for what is due", error)
-            # Runs that are alive go on, and so does a pass whose call was cut: it may have claimed without being told.
-            # Else the pass is over, and cron starts the next.
-            is_cut = isinstance(error, StoreTimeout) and boot_time() < began + self.settings.lease.total_seconds()
-            return boot_time() + 1.0 if self.cycle.running or is_cut else None
-        self._trouble = ""
+        step = Step()
+        for store in self._in_turn():
+            try:
+                with self._store_call(store):
+                    self.cycle.visit(store, step)
+                self._trouble.pop(store.lock.alias, None)
+            except Exception as error:  # whatever a driver raises: told, and answered with exit status 1
+                self._store_is_away(store, "looking for what is due", error)
+                # Runs that are alive go on, and so does a pass whose call was cut: it may have claimed without being
+                # told. Else the pass is over for this store, and cron starts the next.
+                is_cut = isinstance(error, StoreTimeout) and boot_time() < began + self.settings.lease.total_seconds()
+                if self.cycle.running or is_cut:
+                    step.no_later_than(boot_time() + 1.0)
+        self._tell_of_histories()
         done.claimed += step.claimed
-        first = self.cycle.first_look
-        if step.interrupted_at is not None and first is not None and step.interrupted_at > first:
+        if step.interrupted:
             self.interrupted = True
             return None
         limit = began + PATIENCE.total_seconds()
@@ -280,25 +300,37 @@ class Keeper:
             return None
         return step.look_again_at
 
+    def _in_turn(self) -> Sequence[Store]:
+        """Return the stores, another one first each time: the first would have the slots before the others."""
+        self._turn += 1
+        first = self._turn % len(self.cycle.stores)
+        return [*self.cycle.stores[first:], *self.cycle.stores[:first]]
+
     def _attend(self) -> None:
         """Renew what is due for renewal, record what has ended, and see that the runner is alive."""
         self.runner.check()
         if not self.cycle.running and not self.cycle.unrecorded:
             return
-        now = boot_time()
-        try:
-            if any(now >= self._renew_at(running) for running in self.cycle.running.values()):
-                with self._store_call():
-                    point("before_renew")
-                    self.cycle.renew()
-                    point("after_renew")
-            if self.cycle.unrecorded:
-                with self._store_call():
-                    self.cycle.release()
-            self._trouble = ""
-        except Exception as error:  # the leases that cannot be renewed end at their deadline, in the runner
-            self._store_is_away("renewing and recording", error)
-            self.cycle.forget_expired()
+        for store in self.cycle.stores:
+            mine = [running for running in self.cycle.running.values() if running.store is store]
+            is_ended = any(finished.running.store is store for finished in self.cycle.unrecorded)
+            is_due = any(boot_time() >= self._renew_at(running) for running in mine)
+            if not is_due and not is_ended:
+                continue
+            try:
+                if is_due:
+                    with self._store_call(store):
+                        point("before_renew")
+                        self.cycle.renew_in(store)
+                        point("after_renew")
+                if is_ended:
+                    with self._store_call(store):
+                        self.cycle.release_in(store)
+                self._trouble.pop(store.lock.alias, None)
+            except Exception as error:  # the leases that cannot be renewed end at their deadline, in the runner
+                self._store_is_away(store, "renewing and recording", error)
+        self.cycle.forget_expired()
+        self._tell_of_histories()
 
     def _renew_at(self, running: Running) -> float:
         lease = running.claim.occurrence.lease.total_seconds()
@@ -316,22 +348,31 @@ class Keeper:
         if self._trouble:
             until = max(until, now + 0.2)
         messages = self.runner.poll(max(0.0, until - now))
-        if not messages:
-            return False
-        try:
-            with self._store_call():
-                return self.cycle.take(messages)
-        except Exception as error:  # kept in cycle.unrecorded, and tried again
-            self._store_is_away("recording a run", error)
-            return False
-        finally:
-            if any(isinstance(message, Vanished) for message in messages):
-                self._start_runner_anew()
+        self.cycle.note(messages)
+        if any(isinstance(message, Vanished) for message in messages):
+            self._record()
+            self._start_runner_anew()
+            return True
+        return bool(messages) and self._record()
+
+    def _record(self) -> bool:
+        """Record and release what has ended; tell whether anything had, and all of it was recorded."""
+        had = bool(self.cycle.unrecorded)
+        for store in self.cycle.stores:
+            try:
+                with self._store_call(store):
+                    self.cycle.release_in(store)
+            except Exception as error:  # kept in cycle.unrecorded, and tried again
+                self._store_is_away(store, "recording a run", error)
+        self._tell_of_histories()
+        return had and not self.cycle.unrecorded
 
     def _start_runner_anew(self) -> None:
         """Start the next runner after one that vanished with its runs: it tells of them, and takes what comes."""
         try:
             self.watchdog.stop()
+            for store in self.cycle.stores:
+                store.lock.close()
             _close_connections()
             self.runner.start()
         except Exception as error:  # a thread of the project's, which forbids a fork; no process to be had
@@ -357,24 +398,47 @@ class Keeper:
     # -- the store ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _store_call(self) -> Iterator[None]:
-        """Watch the calls to the store: a hung one is cut early enough to reconnect and renew within the lease."""
+    def _store_call(self, store: Store) -> Iterator[None]:
+        """Watch the calls to a store: a hung one is cut early enough to reconnect and renew within the lease."""
         leases = [running.claim.occurrence.lease.total_seconds() for running in self.cycle.running.values()]
         lease = min(leases, default=self.settings.lease.total_seconds())
         limit = (lease * 5 / 6 - min(self.settings.heartbeat.total_seconds(), lease / 3)) / 3
         if not self.cycle.running:
             limit = max(limit, 5.0)
-        with self.watchdog.watch([store.lock for store in self.cycle.stores], limit):
+        # A visit may hand tasks over from the other stores.
+        calls: list[Hangs] = [store.history]
+        calls += [each.lock for each in self.cycle.stores]
+        with self.watchdog.watch(calls, limit):
             yield
 
-    def _store_is_away(self, doing: str, error: Exception) -> None:
+    def _store_is_away(self, store: Store, doing: str, error: Exception) -> None:
         self.broken = True
-        for store in self.cycle.stores:
-            store.lock.close()
+        store.lock.close()
         said = f"{type(error).__name__}: {error}".strip()
-        if said != self._trouble:
-            self._trouble = said
+        if said != self._trouble.get(store.lock.alias):
+            self._trouble[store.lock.alias] = said
             self.cycle.tell("trouble", doing=doing, error=said, trace=traceback.format_exc())
+
+    def _tell_of_histories(self) -> None:
+        """Say once that a history cannot be written: the runs go on without it, and it is tried again."""
+        for store in self.cycle.stores:
+            if said := store.history.take_trouble():
+                self.broken = True
+                self.cycle.tell("trouble", doing="writing the history, which is tried again later", error=said)
+            for line in store.history.take_dropped():
+                self.cycle.tell("unrecorded", **line)
+
+    def write_history(self) -> None:
+        """Write what has not been written of any history, at the end; say what is not recorded then."""
+        for store in self.cycle.stores:
+            try:
+                with self.watchdog.watch([store.history], HISTORY_GRACE):
+                    left = store.history.flush()
+            except Exception as error:  # never worth more than the pass itself
+                self.cycle.tell("trouble", doing="writing the history", error=f"{type(error).__name__}: {error}")
+                left = store.history.unwritten()
+            for line in left:
+                self.cycle.tell("unrecorded", **line)
 
 
 # -- what the command calls -------------------------------------------------------------------------------------------
@@ -410,6 +474,7 @@ def run_once(
             done = keeper.one_pass()
         else:
             done, held = keeper.manual_run(trigger)
+        keeper.write_history()
     finally:
         keeper.runner.close(0.5 if keeper.stopping > 1 else REPORTS_GRACE)
         keeper.watchdog.stop()
@@ -488,6 +553,17 @@ def _compose(settings: conf.Settings, tasks: Mapping[str, ScheduledTask], teller
     return keeper
 
 
+def _why_not(row: Row) -> str:
+    """Say why a run that somebody asked for was not started."""
+    if row.owner is not None:
+        return f"held by {row.server} since {logs.short(row.acquired_at)}"
+    if row.moved_from:
+        return f"its last run in the lock {row.moved_from!r} has not ended"
+    if row.moved_to:
+        return f"it is in the lock {row.moved_to!r} now"
+    return f"its lock's store has lost data, and lets nobody start before {logs.short(row.not_before)}"
+
+
 def _close_connections() -> None:
     """Let nothing that a schedule.py opened cross the fork; refuse to go on inside somebody's transaction."""
     for connection in connections.all(initialized_only=True):
@@ -513,7 +589,8 @@ def _catch_signals(keeper: Keeper) -> Sequence[tuple[int, Any]]:
 
     def cut(number: int, frame: FrameType | None) -> None:
         # Only inside a call to the store: raised in between, it could have a message to the runner sent twice.
-        if keeper.watchdog.watching and any(store.lock.is_calling for store in keeper.cycle.stores):
+        calling = any(store.lock.is_calling or store.history.is_calling for store in keeper.cycle.stores)
+        if keeper.watchdog.watching and calling:
             raise StoreTimeout("The lock's store did not answer in time, and there was no connection to cut.")
 
     handlers = [(signal.SIGTERM, stop), (signal.SIGINT, stop)]

@@ -645,13 +645,13 @@ def test_a_deadlock_is_tried_again_and_costs_no_lease(
     claims = both(pair)
     a, b = (claim.occurrence.pk for claim in claims)
     conflicts: list[bool] = []
-    is_conflict = orm._is_conflict
+    is_conflict = orm.is_conflict
 
     def counted(error: BaseException) -> bool:
         conflicts.append(is_conflict(error))
         return conflicts[-1]
 
-    monkeypatch.setattr(orm, "_is_conflict", counted)
+    monkeypatch.setattr(orm, "is_conflict", counted)
     # So that the other transaction is the heavier one, and ours the victim.
     filler = {"last_due_at": THREE, "schedule_since": THREE, "not_before": THREE, "fingerprint": ""}
     ScheduledLock.objects.using(store.alias).bulk_create([ScheduledLock(task=f"x{n}", **filler) for n in range(200)])

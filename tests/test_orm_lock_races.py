@@ -67,14 +67,14 @@ class Racer:
         self.history = History("default")
         self.conflicts = 0
         self.random = random.Random(number)
-        is_conflict = orm._is_conflict
+        is_conflict = orm.is_conflict
 
         def counted(error: BaseException) -> bool:
             conflict = is_conflict(error)
             self.conflicts += conflict
             return conflict
 
-        orm._is_conflict = counted
+        orm.is_conflict = counted
         connections["default"].ensure_connection()
 
     def occurrences(self, due_at: datetime, number: int, **more: Any) -> list[Occurrence]:

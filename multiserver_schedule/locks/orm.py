@@ -7,14 +7,11 @@ that statement to hit, and only its owner, or a reaper after the lease, empties 
 
 from __future__ import annotations
 
-import os
 import random
-import socket
-import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -48,6 +45,7 @@ from django.db.models import (
 from django.db.models.functions import Cast, Coalesce, Concat, LPad
 from django.db.models.lookups import LessThanOrEqual
 
+from ..database import Line, is_conflict
 from ..entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, ScheduledTask, Skip
 from ..exceptions import StoreTimeout, UnsafeTransaction
 from ..models import ScheduledLock, ScheduledRun, ScheduleState
@@ -184,9 +182,7 @@ class ORMLock(BaseLock):
         if unknown:
             raise ImproperlyConfigured(f"The lock {alias!r} has no option {unknown[0]!r}. Its only option is 'using'.")
         self.using = options.get("using", DEFAULT_DB_ALIAS)
-        self._calling: BaseDatabaseWrapper | None = None
-        self._line: tuple[Any, int] | None = None
-        self._was_cut = False
+        self._line = Line(self.using)
         self._pending: list[_Pending] = []
 
     # -- what a pass asks ---------------------------------------------------------------------------------------------
@@ -354,7 +350,7 @@ class ORMLock(BaseLock):
         try:
             return late + self._call(work)
         except (OperationalError, InterfaceError, StoreTimeout) as error:
-            if _is_conflict(error) or connections[self.using].in_atomic_block:
+            if is_conflict(error) or connections[self.using].in_atomic_block:
                 raise
             # The commit may have been made, or may yet be, by a server that was only slow: ask by the owners' names.
             self._pending += sent
@@ -759,39 +755,13 @@ class ORMLock(BaseLock):
 
     @property
     def is_calling(self) -> bool:
-        return self._calling is not None
+        return self._line.is_calling
 
     def cut(self) -> bool:
-        connection, line = self._calling, self._line
-        if connection is None:
-            return False
-        if connection.connection is None:
-            # It connects, and nobody can say by which socket: what this process has open to that port, then.
-            cut = [self._shut(descriptor) for descriptor in _sockets_to(connection)]
-            return True in cut
-        return line is not None and line[0] is connection.connection and self._shut(line[1])
-
-    def _shut(self, descriptor: int) -> bool:
-        try:
-            # The copy is ours: closing it cannot close a descriptor that the driver has meanwhile given up.
-            with socket.socket(fileno=os.dup(descriptor)) as line:
-                self._was_cut = True
-                line.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return False
-        return True
-
-    def _note_line(self, connection: BaseDatabaseWrapper) -> None:
-        """Note the connection's socket before the call: mysqlclient does not tell another thread during a query."""
-        raw = connection.connection
-        try:
-            self._line = (raw, raw.fileno() if hasattr(raw, "fileno") else raw._sock.fileno())
-        except Exception:
-            # No socket (SQLite), or a driver that hides it.
-            self._line = None
+        return self._line.cut()
 
     def close(self) -> None:
-        connections[self.using].close()
+        self._line.close()
 
     def _call(self, work: Callable[[], _T]) -> _T:
         """
@@ -809,44 +779,41 @@ class ORMLock(BaseLock):
         started = time.monotonic()
         attempt = 0
         missing = ""
-        self._was_cut = False
-        self._calling = connection
-        try:
-            if not tested and not connection.get_autocommit():
-                raise UnsafeTransaction(
-                    f"The lock {self.alias!r} needs autocommit on {self.using!r}: a claim counts when it is committed."
-                )
-            while True:
-                connection.ensure_connection()
-                self._note_line(connection)
-                try:
-                    if missing:
-                        # In a statement of its own: inside the transaction, two servers would deadlock on MySQL.
-                        self._state().bulk_create([ScheduleState(key=missing)], ignore_conflicts=True)
-                        missing = ""
-                    return work()
-                except _NoSuchState as error:
-                    missing = str(error)
-                except (_Raced, DatabaseError) as error:
-                    attempt += 1
-                    retry = isinstance(error, _Raced) or _is_conflict(error)
-                    if (
-                        not retry
-                        or tested
-                        or self._was_cut
-                        or attempt > RETRIES
-                        or (attempt > 1 and time.monotonic() - started > RETRY_FOR)
-                    ):
-                        raise
-                    time.sleep(random.uniform(0.2, 1.0) * min(0.5, 0.01 * 2**attempt))  # noqa: S311 - jitter
-        except (OperationalError, InterfaceError) as error:
-            if not tested and not _is_conflict(error):
-                connection.close()
-            if self._was_cut:
-                raise StoreTimeout(f"A call to the database {self.using!r} hung, and was cut.") from error
-            raise
-        finally:
-            self._calling = None
+        with self._line.call():
+            try:
+                if not tested and not connection.get_autocommit():
+                    raise UnsafeTransaction(
+                        f"The lock {self.alias!r} needs autocommit on {self.using!r}: a claim counts when it is "
+                        "committed."
+                    )
+                while True:
+                    self._line.ready()
+                    try:
+                        if missing:
+                            # In a statement of its own: inside the transaction, two servers would deadlock on MySQL.
+                            self._state().bulk_create([ScheduleState(key=missing)], ignore_conflicts=True)
+                            missing = ""
+                        return work()
+                    except _NoSuchState as error:
+                        missing = str(error)
+                    except (_Raced, DatabaseError) as error:
+                        attempt += 1
+                        retry = isinstance(error, _Raced) or is_conflict(error)
+                        if (
+                            not retry
+                            or tested
+                            or self._line.was_cut
+                            or attempt > RETRIES
+                            or (attempt > 1 and time.monotonic() - started > RETRY_FOR)
+                        ):
+                            raise
+                        time.sleep(random.uniform(0.2, 1.0) * min(0.5, 0.01 * 2**attempt))  # noqa: S311 - jitter
+            except (OperationalError, InterfaceError) as error:
+                if not tested and not is_conflict(error):
+                    connection.close()
+                if self._line.was_cut:
+                    raise StoreTimeout(f"A call to the database {self.using!r} hung, and was cut.") from error
+                raise
 
     @contextmanager
     def _transaction(self, *, write_first: bool = False) -> Iterator[None]:
@@ -866,7 +833,7 @@ class ORMLock(BaseLock):
                     # Here and not at the end of the block, which leaves nothing to that end but to find it done.
                     connection._commit()  # type: ignore[attr-defined]
             except (OperationalError, InterfaceError) as error:
-                if not tested and not _is_conflict(error):
+                if not tested and not is_conflict(error):
                     # The end of the block would open a new connection, and hang again where the server hangs.
                     connection.close()
                 raise
@@ -945,7 +912,6 @@ class ORMLock(BaseLock):
         return rows
 
 
-_PORTS: Final = {"postgresql": 5432, "mysql": 3306}
 _NEVER: Final = Value(None, output_field=DateTimeField())
 _FREE: Final[dict[str, Any]] = {
     "owner": None,
@@ -1059,34 +1025,6 @@ def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
         yield items[start : start + size]
 
 
-def _sockets_to(connection: BaseDatabaseWrapper) -> list[int]:
-    """Return what this process, which runs nothing but the schedule, has open to the database's server."""
-    port = int(connection.settings_dict.get("PORT") or _PORTS.get(connection.vendor, 0))
-    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-    found = []
-    for name in os.listdir(folder) if port else ():
-        with suppress(OSError):
-            descriptor = int(name)
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(descriptor)) as line:
-                peer = line.getpeername()
-            is_ours = peer[1] == port if isinstance(peer, tuple) else "mysql" in str(peer) or ".PGSQL." in str(peer)
-            if is_ours:
-                found.append(descriptor)
-    return found
-
-
 def _in_testcase(connection: BaseDatabaseWrapper) -> bool:
     blocks = getattr(connection, "atomic_blocks", [])
     return connection.in_atomic_block and bool(blocks) and bool(blocks[-1]._from_testcase)
-
-
-def _is_conflict(error: BaseException) -> bool:
-    """Was this lost against another transaction, so that the same thing may well succeed now?"""
-    cause = error.__cause__
-    if getattr(cause, "sqlstate", None) in ("40001", "40P01") or getattr(cause, "pgcode", None) in ("40001", "40P01"):
-        return True
-    if error.args and error.args[0] in (1020, 1205, 1213):
-        return True
-    return isinstance(error, OperationalError) and "is locked" in str(error)

@@ -150,8 +150,9 @@ def taken_over(
         if before is not None and before.row is not None:
             return _moved_here(row, task, now, before)
         # What the store that had it did meanwhile, nobody here knows: what was due until now counts as done.
-        row = replace(row, moved_to="", fingerprint=task.fingerprint, schedule_since=max(now, row.last_due_at))
-        return replace(row, next_due_at=task.next(row.schedule_since))
+        last = max(now, row.last_due_at)
+        row = replace(row, moved_to="", fingerprint=task.fingerprint, last_due_at=last, schedule_since=last)
+        return replace(row, next_due_at=task.next(last))
     schedule_since = now if since is None else max(row.last_due_at, since)
     inherited = row.next_due_at is not None and row.last_due_at < row.next_due_at <= schedule_since
     return replace(

@@ -13,6 +13,7 @@ Time is passed in: no test sleeps, and none depends on a clock.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -22,7 +23,7 @@ import pytest
 
 from ..cron import Cron, Every
 from ..entries import Claim, Cleanup, DueTimes, Occurrence, Outcome, ReleasedClaim, Row, ScheduledTask, Skip, Trigger
-from ..locks.base import BaseLock, Declarations
+from ..locks.base import BaseLock, Before, Declarations, Elsewhere, nowhere_else
 
 THREE = datetime(2030, 1, 1, 3, tzinfo=timezone.utc)
 SECOND = timedelta(seconds=1)
@@ -106,9 +107,9 @@ class Server:
         self.name = name
         self.declared = declare(*tasks, server=name)
 
-    def sync(self, now: datetime) -> tuple[list[str], list[str]]:
+    def sync(self, now: datetime, elsewhere: Elsewhere = nowhere_else) -> tuple[list[str], list[str]]:
         """Return what was registered and what was taken over."""
-        synced = self.lock.sync(self.declared, now=now)
+        synced = self.lock.sync(self.declared, elsewhere=elsewhere, now=now)
         return sorted(synced.registered), sorted(synced.changed)
 
     def row(self, name: str = "shop.refresh") -> Row:
@@ -459,6 +460,145 @@ class LockContract:
         web1.must_run(THREE)
         web2.reap(THREE + MINUTE)
         assert web2.run(THREE, now=THREE + MINUTE) is None
+
+    # -- freeing a lock by hand ---------------------------------------------------------------------------------------
+
+    def test_a_lock_that_is_freed_by_hand_leaves_a_trace_and_its_holder_learns_of_it(
+        self, web1: Server, web2: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        claim = web1.must_run(THREE)
+        now = THREE + SECOND
+        cleanup = lock.free("shop.refresh", server="web2", record=notes.cleaned, now=now)
+        assert cleanup is not None
+        assert (cleanup.task, cleanup.due_at, cleanup.owner, cleanup.fence) == (
+            "shop.refresh",
+            THREE,
+            claim.owner,
+            claim.fence,
+        )
+        assert (cleanup.server, cleanup.cleaned_by, cleanup.cleaned_at) == ("web1", "web2", now)
+        assert cleanup.reason == "released_by_hand"
+        assert notes.cleanups == [cleanup]
+        assert web2.row().fence > claim.fence
+        assert web1.renew(claim, now=now) == [False]
+        assert web1.release(claim, now=now) == [False]
+        assert web2.run(THREE, now=now) is None, "its due time was run once, and that is that"
+        assert web2.run(THREE + HOUR) is not None
+
+    def test_there_is_nothing_to_free_where_nobody_holds_the_lock(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        before = web1.row()
+        assert lock.free("shop.refresh", server="web2", record=notes.cleaned, now=THREE) is None
+        assert lock.free("shop.unheard-of", server="web2", record=notes.cleaned, now=THREE) is None
+        assert web1.row() == before
+        assert notes.cleanups == []
+
+    # -- from one store to another ------------------------------------------------------------------------------------
+
+    def test_a_task_that_was_given_to_another_store_is_neither_claimed_nor_skipped_here(
+        self, web1: Server, lock: BaseLock
+    ) -> None:
+        """An older version, which still declares it here, passes over it from that moment on."""
+        before = web1.row()
+        (row,) = lock.leave(["shop.refresh", "shop.unheard-of"], to="other", now=THREE - MINUTE)
+        assert (row.task, row.moved_to) == ("shop.refresh", "other")
+        assert (row.last_due_at, row.next_due_at, row.fence) == (before.last_due_at, before.next_due_at, before.fence)
+        assert web1.due(THREE) == []
+        assert web1.run(THREE) is None
+        assert web1.run(THREE, trigger="manual") is None
+        assert web1.skip(THREE, now=THREE + SECOND, reason="missed") is None
+
+    def test_giving_a_task_away_twice_says_the_same(self, web1: Server, lock: BaseLock) -> None:
+        """A server may be killed in between."""
+        first = lock.leave(["shop.refresh"], to="other", now=THREE)
+        assert lock.leave(["shop.refresh"], to="other", now=THREE + MINUTE) == first
+        assert lock.leave(["shop.refresh"], to="a-third", now=THREE + MINUTE) == []
+
+    def test_who_holds_the_lock_of_a_task_that_was_given_away_goes_on(
+        self, web1: Server, web2: Server, lock: BaseLock
+    ) -> None:
+        claim = web1.must_run(THREE)
+        (row,) = lock.leave(["shop.refresh"], to="other", now=THREE + SECOND)
+        assert row.owner == claim.owner
+        assert web1.renew(claim, now=THREE + SECOND) == [True]
+        assert web1.release(claim, now=THREE + 2 * SECOND) == [True]
+        assert web1.row().owner is None
+
+    def test_a_dead_holders_lock_is_freed_although_the_task_was_given_away(
+        self, web1: Server, web2: Server, lock: BaseLock
+    ) -> None:
+        web1.must_run(THREE)
+        lock.leave(["shop.refresh"], to="other", now=THREE + SECOND)
+        assert lock.look(web2.declared, now=THREE + LEASE).expired is True
+        assert [cleanup.task for cleanup in web2.reap(THREE + LEASE)] == ["shop.refresh"]
+
+    def test_a_task_that_comes_from_another_store_goes_on_where_it_was_there(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        """The due time that is open is run here, the one that was run there is not, and the fence goes on rising."""
+        web1.release(web1.must_run(THREE), now=THREE + SECOND)
+        theirs = dataclasses.replace(web1.row(), task="shop.more", fence=10**17)
+        newer = Server(lock, notes, a_task(), a_task("shop.more"))
+
+        def elsewhere(names: Sequence[str]) -> dict[str, Before]:
+            assert list(names) == ["shop.more"]
+            return {"shop.more": Before(row=theirs, store="other")}
+
+        assert newer.sync(THREE + HOUR + SECOND, elsewhere)[0] == ["shop.more"]
+        row = newer.row("shop.more")
+        assert (row.last_due_at, row.next_due_at, row.owner) == (THREE, THREE + HOUR, None)
+        assert (row.moved_from, row.moved_to) == ("", "")
+        more = newer.declared.tasks["shop.more"]
+        now = THREE + HOUR + SECOND
+        assert newer.claim(newer.occurrence(THREE, more), now=now) == []
+        (claim,) = newer.claim(newer.occurrence(THREE + HOUR, more), now=now)
+        assert claim.fence > 10**17
+
+    def test_a_task_whose_last_run_in_another_store_has_not_ended_waits_for_it(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        theirs = dataclasses.replace(web1.row(), task="shop.more", owner="somebody", server="web9")
+        newer = Server(lock, notes, a_task(), a_task("shop.more"))
+        newer.sync(THREE, lambda names: {"shop.more": Before(row=theirs, store="other")})
+        (row,) = lock.rows(["shop.more"])
+        assert (row.moved_from, row.owner) == ("other", None)
+        assert "shop.more" in newer.due(THREE)
+        more = newer.declared.tasks["shop.more"]
+        assert newer.claim(newer.occurrence(THREE, more), now=THREE) == []
+        assert newer.claim(newer.occurrence(THREE, more, trigger="manual"), now=THREE) == []
+        assert newer.skip(THREE, task=more, now=THREE, reason="missed") is None
+        lock.arrive(["shop.more"], now=THREE)
+        assert len(newer.claim(newer.occurrence(THREE, more), now=THREE)) == 1
+
+    def test_a_task_comes_back_to_the_store_that_it_was_given_away_by(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        lock.leave(["shop.refresh"], to="other", now=THREE)
+        theirs = dataclasses.replace(web1.row(), moved_to="", last_due_at=THREE + HOUR, next_due_at=THREE + 2 * HOUR)
+        newer = Server(lock, notes, a_task(), a_task("shop.new"), name="web2")
+        registered, changed = newer.sync(
+            THREE + HOUR + MINUTE,
+            lambda names: {"shop.refresh": Before(row=theirs, store="other")} if "shop.refresh" in names else {},
+        )
+        assert (registered, changed) == (["shop.new"], ["shop.refresh"])
+        row = newer.row()
+        assert (row.moved_to, row.last_due_at, row.next_due_at) == ("", THREE + HOUR, THREE + 2 * HOUR)
+        assert web1.run(THREE + HOUR, now=THREE + HOUR + MINUTE) is None
+        assert newer.run(THREE + 2 * HOUR) is not None
+
+    def test_a_rollback_that_cannot_ask_the_other_store_runs_nothing_a_second_time(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        """What was due until then may have run there."""
+        newer = Server(lock, notes, a_task("shop.new"), name="web2")
+        newer.sync(THREE - 10 * MINUTE)
+        lock.leave(["shop.refresh"], to="other", now=THREE - 10 * MINUTE)
+        back = THREE + 10 * MINUTE
+        assert web1.sync(back) == ([], ["shop.refresh"])
+        assert web1.run(THREE, now=back) is None
+        assert web1.row().next_due_at == THREE + HOUR
+        assert web1.run(THREE + HOUR) is not None
 
     # -- I5: the break ------------------------------------------------------------------------------------------------
 

@@ -45,13 +45,21 @@ def run_due(at: datetime, *, only: Iterable[str] | None = None, check: bool = Tr
     if at.tzinfo is None:
         raise ValueError(f"at should be an aware datetime, such as datetime(..., tzinfo=UTC), not {at!r}.")
     at = at.astimezone(timezone.utc)
-    settings = dataclasses.replace(conf.load(), max_concurrency=10_000)
+    settings = conf.load()
+    # In the database of the test alone, whose transaction ends with it, whatever locks the tasks have otherwise.
+    chosen = settings.locks["default"]
+    locks = {"default": chosen if chosen.backend == conf.ORM_LOCK else conf.LockSettings()}
+    settings = dataclasses.replace(settings, max_concurrency=10_000, locks=locks)
     discover()
     names = None if only is None else set(only)
     unknown = sorted((names or set()) - set(registry.tasks))
     if unknown:
         raise ValueError(f"No task is named {unknown[0]!r}. Declared are: {', '.join(registry.tasks) or 'none'}.")
-    tasks = {name: task for name, task in registry.tasks.items() if names is None or name in names}
+    tasks = {
+        name: dataclasses.replace(task, lock="default")
+        for name, task in registry.tasks.items()
+        if names is None or name in names
+    }
     runner = InlineRunner(
         registry.tasks,
         deliver=logs.Teller(tasks=lambda: registry.tasks, verbosity=0),
