@@ -1,29 +1,39 @@
 """
-One run of pytest covers every store that this machine has: SQLite in a file, PostgreSQL, MariaDB.
+One run of pytest covers every store that this machine has: SQLite in a file, PostgreSQL, MariaDB, and the caches that
+can hold locks, Redis, Valkey, Memcached.
 
-TEST_STORES=sqlite,postgresql limits them; with TEST_STORES_REQUIRED=1 a missing one is an error and not a skip.
+TEST_STORES=sqlite,postgresql,memcached limits them; with TEST_STORES_REQUIRED=1 a missing one is an error and not a
+skip.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from django.db import connections
 
-from . import servers, stores
+from . import caches, servers, stores
+from .caches import CacheStore
 from .stores import Store
+
+ALL = (*stores.NAMES, *caches.NAMES)
 
 _running: dict[str, servers.Server] = {}
 _tested: set[str] = set()
 
 
+def _missing(name: str) -> str:
+    return caches.missing(name) if name in caches.NAMES else stores.missing(name)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if unknown := stores.unknown():
-        raise pytest.UsageError(f"TEST_STORES names {unknown[0]!r}. Stores are: {', '.join(stores.NAMES)}.")
+    if unknown := [name for name in stores.asked() if name not in ALL]:
+        raise pytest.UsageError(f"TEST_STORES names {unknown[0]!r}. Stores are: {', '.join(ALL)}.")
     if os.environ.get("TEST_STORES_REQUIRED", "0") not in ("", "0"):
-        lost = [f"{name}: {stores.missing(name)}" for name in stores.chosen() if stores.missing(name)]
+        lost = [f"{name}: {_missing(name)}" for name in stores.chosen(ALL) if _missing(name)]
         if lost:
             raise pytest.UsageError(f"TEST_STORES_REQUIRED is set, and these stores are missing: {'; '.join(lost)}.")
 
@@ -31,10 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if terminalreporter.config.getoption("collectonly"):
         return
-    lost = [f"{name} ({stores.missing(name)})" for name in stores.NAMES if stores.missing(name)]
-    unused = [name for name in stores.NAMES if name not in _tested and not stores.missing(name)]
+    lost = [f"{name} ({_missing(name)})" for name in ALL if _missing(name)]
+    unused = [name for name in ALL if name not in _tested and not _missing(name)]
     terminalreporter.write_line(
-        f"stores tested: {', '.join(name for name in stores.NAMES if name in _tested) or 'none'}"
+        f"stores tested: {', '.join(name for name in ALL if name in _tested) or 'none'}"
         + (f"; not asked for by these tests: {', '.join(unused)}" if unused else "")
         + (f"; NOT TESTED: {', '.join(lost)}" if lost else "")
     )
@@ -63,7 +73,7 @@ def django_db_modify_db_settings(
     needed = _aliases_needed(request.session.items)
     wanted = [
         name
-        for name in servers.KINDS
+        for name in stores.DRIVERS
         if stores.ALIASES[name] in needed and not stores.missing(name) and not stores.given_url(name)
     ]
     with servers.running(wanted) as started:
@@ -102,3 +112,41 @@ def store(request: pytest.FixtureRequest, django_db_setup: None) -> Store:
         url=stores.url_of(connection.settings_dict),
         server=_running.get(request.param),
     )
+
+
+@pytest.fixture(scope="session")
+def cache_server() -> Iterator[Callable[[str], servers.Server]]:
+    """Return what starts a cache server of a kind when it is first asked for one, and gives the same one afterwards."""
+    started: dict[str, servers.Server] = {}
+    with contextlib.ExitStack() as stack:
+
+        def of_kind(name: str) -> servers.Server:
+            if name not in started:
+                # With the append-only file, as a Redis that holds locks should be: a test may crash it, and restart it.
+                options = {"appendonly": "yes", "appendfsync": "everysec"} if name != "memcached" else {}
+                started[name] = stack.enter_context(servers.start(name, **options))
+            return started[name]
+
+        yield of_kind
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            name, marks=pytest.mark.skipif(bool(caches.missing(name)), reason=f"{name}: {caches.missing(name)}")
+        )
+        for name in caches.NAMES
+    ]
+)
+def cache_store(request: pytest.FixtureRequest, cache_server: Callable[[str], servers.Server]) -> Iterator[CacheStore]:
+    """
+    Run the test on every cache that can hold locks, one after the other, each empty: the alias "lock" of ``CACHES``.
+
+    The test may freeze, crash, restart and configure the server: the next one finds it as it was started. What it needs
+    of databases, it asks for itself.
+    """
+    server = cache_server(caches.WAYS[request.param].server)
+    server.reset()
+    _tested.add(request.param)
+    with caches.in_use(caches.of(request.param, server)) as store:
+        yield store

@@ -42,16 +42,14 @@ class Store:
         }
 
 
-def chosen() -> tuple[str, ...]:
-    """Return the stores that TEST_STORES names (all, when it is not set)."""
-    names = [name.strip() for name in os.environ.get("TEST_STORES", "").split(",") if name.strip()]
-    return tuple(name for name in NAMES if name in names or not names)
+def asked() -> list[str]:
+    """Return what TEST_STORES names: databases, and caches of ``caches.NAMES``."""
+    return [name.strip() for name in os.environ.get("TEST_STORES", "").split(",") if name.strip()]
 
 
-def unknown() -> list[str]:
-    """Return what TEST_STORES names and nobody knows."""
-    names = [name.strip() for name in os.environ.get("TEST_STORES", "").split(",")]
-    return [name for name in names if name and name not in NAMES]
+def chosen(names: tuple[str, ...] = NAMES) -> tuple[str, ...]:
+    """Return those of these stores that TEST_STORES names (all, when it is not set)."""
+    return tuple(name for name in names if name in asked() or not asked())
 
 
 def given_url(name: str) -> str:
