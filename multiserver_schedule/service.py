@@ -561,7 +561,7 @@ def _why_not(row: Row) -> str:
         return f"its last run in the lock {row.moved_from!r} has not ended"
     if row.moved_to:
         return f"it is in the lock {row.moved_to!r} now"
-    return f"its lock's store has lost data, and lets nobody start before {logs.short(row.not_before)}"
+    return f"its lock's store is new or has lost data, and lets nobody start before {logs.short(row.not_before)}"
 
 
 def _close_connections() -> None:

@@ -178,8 +178,20 @@ class BaseLock(ABC):
         """Free every lease that has ended, whatever task it is of; return those that this call freed."""
 
     @abstractmethod
-    def free(self, name: str, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> Cleanup | None:
-        """Free the lock of this row by hand, whether its lease has ended or not; None when nobody holds it."""
+    def free(
+        self,
+        name: str,
+        *,
+        owner: str | None = None,
+        server: str,
+        record: CleanupRecorder,
+        now: datetime | None = None,
+    ) -> Cleanup | None:
+        """
+        Free the lock of this row by hand, whether its lease has ended or not; None when nobody holds it.
+
+        With ``owner``, only if that is who holds it.
+        """
 
     @abstractmethod
     def leave(self, names: Sequence[str], *, to: str, now: datetime | None = None) -> list[Row]:

@@ -337,7 +337,8 @@ class ORMLock(BaseLock):
         now: datetime | None = None,
     ) -> list[Claim]:
         late = self._call(self._settle) if self._pending else []
-        if not occurrences:
+        if late or not occurrences:
+            # What was won is started first: it would be forgotten if claiming more were to fail now.
             return late
         clock = _Clock(now)
         sent: list[_Pending] = []
@@ -348,7 +349,7 @@ class ORMLock(BaseLock):
             return self._claim(sent[0], slots, record, clock)
 
         try:
-            return late + self._call(work)
+            return self._call(work)
         except (OperationalError, InterfaceError, StoreTimeout) as error:
             if is_conflict(error) or connections[self.using].in_atomic_block:
                 raise
@@ -363,7 +364,7 @@ class ORMLock(BaseLock):
                 raise error from None
             if not settled:
                 raise
-            return late + settled
+            return settled
 
     def _claim(self, sent: _Pending, slots: int | None, record: ClaimRecorder, clock: _Clock) -> list[Claim]:
         """
@@ -717,13 +718,25 @@ class ORMLock(BaseLock):
             .values_list("owner", "due_at")
         )
 
-    def free(self, name: str, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> Cleanup | None:
+    def free(
+        self,
+        name: str,
+        *,
+        owner: str | None = None,
+        server: str,
+        record: CleanupRecorder,
+        now: datetime | None = None,
+    ) -> Cleanup | None:
         clock = _Clock(now)
-        return self._call(lambda: self._free(name, server, record, clock))
+        return self._call(lambda: self._free(name, owner, server, record, clock))
 
-    def _free(self, name: str, server: str, record: CleanupRecorder, clock: _Clock) -> Cleanup | None:
+    def _free(
+        self, name: str, owner: str | None, server: str, record: CleanupRecorder, clock: _Clock
+    ) -> Cleanup | None:
         with self._transaction(write_first=True):
             held = self._locks().filter(task=name, owner__isnull=False).annotate(now=clock.now)
+            if owner is not None:
+                held = held.filter(owner=owner)
             locks = list(self._lock_rows(held, skip_locked=False))
             if not locks:
                 return None

@@ -485,6 +485,19 @@ class LockContract:
         assert web2.run(THREE, now=now) is None, "its due time was run once, and that is that"
         assert web2.run(THREE + HOUR) is not None
 
+    def test_a_lock_that_somebody_else_has_by_now_is_not_freed_by_hand(
+        self, web1: Server, web2: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        """Who looked at the list, and then confirmed, meant the holder that was seen."""
+        seen = web1.must_run(THREE)
+        web1.release(seen, now=THREE + SECOND)
+        newer = web2.must_run(THREE + HOUR)
+        now = THREE + HOUR + SECOND
+        for owner, freed in ((seen.owner, False), (newer.owner, True)):
+            cleanup = lock.free("shop.refresh", owner=owner, server="web1", record=notes.cleaned, now=now)
+            assert (cleanup is not None) == freed
+        assert web2.renew(newer, now=now) == [False]
+
     def test_there_is_nothing_to_free_where_nobody_holds_the_lock(
         self, web1: Server, lock: BaseLock, notes: Notes
     ) -> None:
