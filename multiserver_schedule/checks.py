@@ -6,13 +6,17 @@ Each id is used once, and is listed in docs/checks.rst.
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Final
 
 from django.apps import apps
 from django.conf import settings as project
+from django.core.cache import DEFAULT_CACHE_ALIAS, caches
 from django.core.checks import CheckMessage, Error, Tags, Warning
 from django.core.checks import register as register_check
 from django.db import DatabaseError, connections, router
@@ -22,8 +26,16 @@ from . import conf
 from .declare import discover_errors, registry, verify
 from .exceptions import ScheduleError
 from .locks.base import BaseLock
+from .locks.cache import UnsuitableCache, backend_of
 
 TAG = "multiserver_schedule"
+CACHE_LOCKS: Final = (
+    "multiserver_schedule.locks.cache.CacheLock",
+    "multiserver_schedule.locks.redis.RedisLock",
+    "multiserver_schedule.locks.memcached.MemcachedLock",
+)
+DJANGO_REDIS: Final = "django_redis.cache.RedisCache"
+MEMCACHED: Final = "django.core.cache.backends.memcached.BaseMemcachedCache"
 MODELS = ("ScheduledLock", "ScheduledRun", "CleanupLog", "ScheduleState")
 
 
@@ -32,11 +44,11 @@ def register() -> None:
     register_check(check_settings, TAG)
     register_check(check_locks, TAG)
     register_check(check_declarations, TAG)
-    register_check(check_clock, Tags.database)
+    register_check(check_stores, Tags.database)
 
 
 def check_settings(app_configs: Any = None, **options: Any) -> list[CheckMessage]:
-    """E001 a setting is wrong, E002 USE_TZ, E003 a runner that cannot end a run (see check_declarations)."""
+    """E001 a setting is wrong, E002 USE_TZ."""
     found: list[CheckMessage] = []
     try:
         conf.load()
@@ -54,19 +66,21 @@ def check_settings(app_configs: Any = None, **options: Any) -> list[CheckMessage
 
 
 def check_locks(app_configs: Any = None, **options: Any) -> list[CheckMessage]:
-    """E004 a backend that cannot be used, E005 a database with a TIME_ZONE, E006 models elsewhere, W001 SQLite."""
+    """E004 a backend that cannot be used, E007 not shared, E008 no such database, E018 two locks in one database."""
     try:
         settings = conf.load()
     except ScheduleError:
         return []
     found: list[CheckMessage] = []
+    in_databases: dict[object, str] = {}
     for alias, chosen in settings.locks.items():
         where = f"{conf.SETTING}['LOCKS'][{alias!r}]"
+        wrong = _check_cache(where, chosen)
+        if wrong:
+            found.extend(wrong)
+            continue
         try:
-            backend = import_string(chosen.backend)
-            if not (isinstance(backend, type) and issubclass(backend, BaseLock)):
-                raise TypeError(f"{chosen.backend} is not a lock: it should be a subclass of BaseLock")
-            lock = backend(alias, chosen.options)
+            lock = _lock(alias, chosen)
         except Exception as error:
             found.append(
                 Error(
@@ -84,21 +98,129 @@ def check_locks(app_configs: Any = None, **options: Any) -> list[CheckMessage]:
                     id="multiserver_schedule.E007",
                 )
             )
-        using = getattr(lock, "using", None)
-        if using is not None:
-            found.extend(_check_database(using, where))
+        if lock.using not in connections.settings:
+            found.append(
+                Error(
+                    f"{where}: there is no database {lock.using!r}.",
+                    hint=f"Known are: {', '.join(sorted(connections.settings))}.",
+                    id="multiserver_schedule.E008",
+                )
+            )
+        elif lock.transactional:
+            found.extend(_check_database(lock.using, where))
+            other = in_databases.setdefault(_database(lock.using), alias)
+            if other != alias:
+                found.append(
+                    Error(
+                        f"{where}: its database is that of the lock {other!r}, and so the two would have the same rows "
+                        "and take each other for another version of the project.",
+                        hint=f"Use {other!r} for all tasks that are locked in this database, and remove {alias!r}.",
+                        id="multiserver_schedule.E018",
+                    )
+                )
     return found
 
 
-def _check_database(using: str, where: str) -> list[CheckMessage]:
-    if using not in connections.settings:
+def _lock(alias: str, chosen: conf.LockSettings) -> BaseLock:
+    backend = import_string(chosen.backend)
+    if not (isinstance(backend, type) and issubclass(backend, BaseLock)):
+        raise TypeError(f"{chosen.backend} is not a lock: it should be a subclass of BaseLock")
+    lock: BaseLock = backend(alias, chosen.options)
+    return lock
+
+
+def _cache_of(chosen: conf.LockSettings) -> str | None:
+    """Return the alias of the cache that this lock is in, or None where it is in none."""
+    return str(chosen.options.get("cache", DEFAULT_CACHE_ALIAS)) if chosen.backend in CACHE_LOCKS else None
+
+
+def _check_cache(where: str, chosen: conf.LockSettings) -> list[CheckMessage]:
+    """E013 no lock can be made of it, E014 no such cache, E015 errors ignored, E016 several servers, E017 no client."""
+    cache = _cache_of(chosen)
+    if cache is None:
+        return []
+    if cache not in caches.settings:
         return [
             Error(
-                f"{where}: there is no database {using!r}.",
-                hint=f"Known are: {', '.join(sorted(connections.settings))}.",
-                id="multiserver_schedule.E008",
+                f"{where}: there is no cache {cache!r} in CACHES.",
+                hint=f"Known are: {', '.join(sorted(caches.settings))}.",
+                id="multiserver_schedule.E014",
             )
         ]
+    given = caches.settings[cache]
+    named = str(given["BACKEND"])
+    if named.startswith("django_redis.") and not _is_installed("django_redis"):
+        return [_no_client(where, cache, "django-redis", "redis")]
+    try:
+        kind = backend_of(cache)
+    except UnsuitableCache as error:
+        return [
+            Error(
+                f"{where}: {error}",
+                hint="Use a Redis, Valkey or Memcached that all servers share, or the lock through the database, "
+                f"{conf.ORM_LOCK!r}.",
+                id="multiserver_schedule.E013",
+            )
+        ]
+    except Exception:  # a backend that cannot be imported: whoever makes the lock says it
+        return []
+    if kind == MEMCACHED:
+        if not _is_installed("pymemcache"):
+            return [_no_client(where, cache, "pymemcache", "memcached")]
+        return _check_servers(where, cache, given)
+    if not _is_installed("redis"):
+        return [_no_client(where, cache, "redis", "redis")]
+    return _check_exceptions(where, cache, given) if kind == DJANGO_REDIS else []
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _no_client(where: str, cache: str, package: str, extra: str) -> CheckMessage:
+    return Error(
+        f"{where}: the cache {cache!r} needs the package {package}, which is not installed.",
+        hint=f'pip install "multiserver-schedule[{extra}]"',
+        id="multiserver_schedule.E017",
+    )
+
+
+def _check_servers(where: str, cache: str, given: Mapping[str, Any]) -> list[CheckMessage]:
+    location = given.get("LOCATION", "")
+    servers = [each for each in (re.split("[;,]", location) if isinstance(location, str) else location) if each]
+    if len(servers) == 1:
+        return []
+    return [
+        Error(
+            f"{where}: the cache {cache!r} has {len(servers)} Memcached servers: what one of them holds is lost to the "
+            "others while it is away.",
+            hint=f"Name exactly one server in CACHES[{cache!r}]['LOCATION'], in a cache of its own for the locks.",
+            id="multiserver_schedule.E016",
+        )
+    ]
+
+
+def _check_exceptions(where: str, cache: str, given: Mapping[str, Any]) -> list[CheckMessage]:
+    by_default = getattr(project, "DJANGO_REDIS_IGNORE_EXCEPTIONS", False)
+    if not given.get("OPTIONS", {}).get("IGNORE_EXCEPTIONS", by_default):
+        return []
+    return [
+        Error(
+            f"{where}: the cache {cache!r} ignores errors (IGNORE_EXCEPTIONS): a Redis that is away looks empty then.",
+            hint=f"Set CACHES[{cache!r}]['OPTIONS']['IGNORE_EXCEPTIONS'] = False, or use another alias for the locks.",
+            id="multiserver_schedule.E015",
+        )
+    ]
+
+
+def _database(using: str) -> object:
+    """Return what two aliases of one database have in common."""
+    given = connections.settings[using]
+    return tuple(str(given.get(key, "")) for key in ("ENGINE", "NAME", "HOST", "PORT"))
+
+
+def _check_database(using: str, where: str) -> list[CheckMessage]:
+    """E005 a database with a TIME_ZONE, E006 models elsewhere, W001 SQLite."""
     found: list[CheckMessage] = []
     if connections.settings[using].get("TIME_ZONE"):
         found.append(
@@ -189,31 +311,77 @@ def check_declarations(app_configs: Any = None, **options: Any) -> list[CheckMes
     return found
 
 
-def check_clock(app_configs: Any = None, databases: Sequence[str] | None = None, **options: Any) -> list[CheckMessage]:
-    """W003: this server's clock and the database's differ by more than five seconds."""
+def check_stores(app_configs: Any = None, databases: Sequence[str] | None = None, **options: Any) -> list[CheckMessage]:
+    """W003 the store's clock is another, W004 a Redis that evicts, W005 a cache that does not answer."""
     try:
         settings = conf.load()
     except ScheduleError:
         return []
     found: list[CheckMessage] = []
     for alias, chosen in settings.locks.items():
-        lock = import_string(chosen.backend)(alias, chosen.options)
-        using = getattr(lock, "using", None)
-        if using is None or using not in (databases or []):
+        where = f"{conf.SETTING}['LOCKS'][{alias!r}]"
+        if not databases or _check_cache(where, chosen):
             continue
         try:
-            offset = datetime.now(timezone.utc) - lock.clock()
-        except DatabaseError:
-            continue  # before the first migrate; a database that is away, Django says itself
-        if abs(offset) > timedelta(seconds=5):
+            lock = _lock(alias, chosen)
+        except Exception:  # noqa: S112 - E004 says it
+            continue
+        if lock.transactional:
+            if lock.using in databases:
+                with suppress(DatabaseError):  # before the first migrate; a database that is away, Django says itself
+                    found.extend(_check_clock(lock, where, f"the database {lock.using!r}"))
+            continue
+        try:
+            found.extend(_check_clock(lock, where, "its store"))
+            found.extend(_check_eviction(where, _cache_of(chosen)))
+        except Exception as error:  # whatever a client raises: what it keeps from running is no reason to keep a deploy
             found.append(
                 Warning(
-                    f"The clock of this server and that of the database {using!r} differ by {abs(offset)}.",
-                    hint="Due times follow the database's clock; cron starts by the server's. Synchronise both (NTP).",
-                    id="multiserver_schedule.W003",
+                    f"{where}: its store does not answer ({type(error).__name__}: {error}), so that nothing could be "
+                    "checked in it. While it is away, none of its tasks runs.",
+                    hint="See that the server is up, and that this one may reach it.",
+                    id="multiserver_schedule.W005",
                 )
             )
+        finally:
+            lock.close()
     return found
+
+
+def _check_clock(lock: BaseLock, where: str, store: str) -> list[CheckMessage]:
+    offset = datetime.now(timezone.utc) - lock.clock()
+    if abs(offset) <= timedelta(seconds=5):
+        return []
+    return [
+        Warning(
+            f"{where}: the clocks of this server and of {store} differ by {abs(offset)}.",
+            hint="Due times follow the store's clock; cron starts by the server's. Synchronise both (NTP).",
+            id="multiserver_schedule.W003",
+        )
+    ]
+
+
+def _check_eviction(where: str, cache: str | None) -> list[CheckMessage]:
+    if cache is None or backend_of(cache) == MEMCACHED:
+        # Every Memcached evicts: docs/locks.rst says what then.
+        return []
+    backend: Any = caches[cache]
+    # INFO and not CONFIG, which hosted servers forbid.
+    client = backend._cache.get_client(write=True) if hasattr(backend, "_cache") else backend.client.get_client(True)
+    memory = client.info("memory")
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    # The volatile policies evict what has an end of its own, and the lock's keys have none.
+    if not policy.startswith("allkeys-") or memory.get("maxmemory") == 0:
+        return []
+    return [
+        Warning(
+            f"{where}: the Redis of the cache {cache!r} evicts whatever it likes when its memory is full "
+            f"(maxmemory-policy {policy}), and locks with it. What was due meanwhile is passed over then.",
+            hint="Give the locks a Redis of their own with maxmemory-policy noeviction, or use the lock through the "
+            f"database, {conf.ORM_LOCK!r}.",
+            id="multiserver_schedule.W004",
+        )
+    ]
 
 
 def _suggest(gap: timedelta) -> timedelta:

@@ -41,6 +41,7 @@ class ScheduledLock(models.Model):
         verbose_name = _("scheduled lock")
         verbose_name_plural = _("scheduled locks")
         ordering = ["task"]
+        permissions = [("release_scheduledlock", "Can release scheduled lock by hand")]
 
     def __str__(self) -> str:
         return self.task

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.utils import timezone
 
 from multiserver_schedule.exceptions import UnsafeTransaction
-from multiserver_schedule.models import ScheduledLock, ScheduledRun, ScheduleState
+from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 
+from . import test_operate
 from .shop import work
 
 
@@ -41,6 +42,14 @@ def call(*arguments: str, **options: Any) -> tuple[str, int]:
     except SystemExit as leaving:
         return out.getvalue(), int(leaving.code or 0)
     return out.getvalue(), 0
+
+
+def hold(name: str, *, renewed: timedelta, server: str = "web9") -> None:
+    """Have a server hold this task's lock, which it renewed so long ago."""
+    at = timezone.now() - renewed
+    ScheduledLock.objects.filter(task=name).update(
+        owner="somebody", server=server, acquired_at=at, renewed_at=at, expires_at=at + timedelta(seconds=30)
+    )
 
 
 def make_due(*names: str) -> None:
@@ -145,6 +154,101 @@ def test_the_list_shows_a_lock_of_a_task_that_nobody_declares_any_more() -> None
     ScheduledLock.objects.create(task="gone.task", last_due_at=now, schedule_since=now, not_before=now)
     said, _ = call("schedule", "list")
     assert "gone.task\n    next -; not declared" in said
+
+
+def test_the_list_shows_until_when_a_lock_is_held_and_in_which() -> None:
+    call("runschedule", "--inline")
+    hold("shop.broken", renewed=timedelta(0))
+    said, _ = call("schedule", "list")
+    assert re.search(r"^shop\.broken\n    next .*; running on web9 since [\d-]+ [\d:]+ until [\d:-]+", said, re.M)
+    line = next(line for line in json.loads(call("schedule", "list", "--json")[0]) if line["name"] == "shop.broken")
+    assert (line["lock"], line["held_in"], line["holder"]) == ("default", "default", "web9")
+    assert line["since"] < line["as_of"] < line["until"]
+
+
+DOWN = {"BACKEND": "tests.test_operate.Away"}
+
+
+def test_the_list_names_the_lock_of_each_task_where_there_is_more_than_one(settings: Any) -> None:
+    call("runschedule", "--inline")
+    assert "[lock" not in call("schedule", "list")[0]
+    settings.MULTISERVER_SCHEDULE = {"LOCKS": {"cache": {"BACKEND": "tests.test_operate.Board"}}}
+    assert "shop.digest  [lock default]\n    next " in call("schedule", "list")[0]
+
+
+def test_a_store_that_is_down_makes_its_tasks_unknown_and_the_status_1(settings: Any) -> None:
+    settings.MULTISERVER_SCHEDULE = {"LOCKS": {"default": DOWN}}
+    errors = StringIO()
+    said, status = call("schedule", "list", stderr=errors)
+    assert status == 1
+    assert errors.getvalue() == "The lock 'default' does not answer: ConnectionError: Connection refused\n"
+    assert re.search(r"shop\.digest\n    next .*; unknown: ConnectionError: Connection refused", said)
+    listed = json.loads(call("schedule", "list", "--json", stderr=errors)[0])
+    assert {line["state"] for line in listed} == {"unknown: ConnectionError: Connection refused"}
+
+
+def test_what_is_long_in_the_list_is_wrapped(settings: Any) -> None:
+    call("runschedule", "--inline")
+    hold("shop.broken", renewed=timedelta(hours=30), server="a-server-with-quite-a-long-name.example.org")
+    why = "held by a-server-with-quite-a-long-name.example.org since 2030-01-01T03:00:00Z, and so on and so forth"
+    ScheduledRun.objects.create(task="shop.broken", due_at=timezone.now(), status="skipped", reason=why)
+    settings.MULTISERVER_SCHEDULE = {"LOCKS": {"cache": {"BACKEND": "tests.test_operate.Board"}}}
+    said, _ = call("schedule", "list")
+    lines = said[said.index("shop.broken") :].split("\nshop")[0].splitlines()
+    assert max(map(len, lines)) <= 96
+    assert [line.split()[0] for line in lines[1:5]] == ["next", "stale", "until", "last"]
+    assert [len(line) - len(line.lstrip()) for line in lines[1:]] == [4, 4, 8, 4, 8]
+
+
+def test_unlock_frees_a_lock_and_says_so() -> None:
+    call("runschedule", "--inline")
+    hold("shop.digest", renewed=timedelta(minutes=5))
+    said, status = call("schedule", "unlock", "shop.digest")
+    assert status == 0
+    assert re.fullmatch(r"shop\.digest: freed the lock that web9 held since .*Z \(released_by_hand\)\n", said)
+    assert ScheduledLock.objects.get(task="shop.digest").owner is None
+    log = CleanupLog.objects.get()
+    assert (log.reason, log.cleaned_by) == ("released_by_hand", "web1")
+
+
+def test_unlock_refuses_while_the_holder_looks_alive_unless_forced() -> None:
+    call("runschedule", "--inline")
+    hold("shop.digest", renewed=timedelta(seconds=1))
+    with pytest.raises(CommandError, match=r"shop\.digest is held by web9 since .*, and that server looks alive"):
+        call_command("schedule", "unlock", "shop.digest")
+    assert call("schedule", "unlock", "shop.digest", "--force")[1] == 0
+    assert ScheduledLock.objects.get(task="shop.digest").owner is None
+
+
+def test_unlock_of_what_nobody_holds_is_refused_with_status_1() -> None:
+    call("runschedule", "--inline")
+    with pytest.raises(CommandError, match=r"Nobody holds the lock of shop\.digest") as refused:
+        call_command("schedule", "unlock", "shop.digest")
+    assert refused.value.returncode == 1
+
+
+def test_unlock_of_an_unknown_name_gets_the_nearest_known_one() -> None:
+    with pytest.raises(CommandError, match=r"No task is named 'shop.digset'. Did you mean shop.digest\?"):
+        call_command("schedule", "unlock", "shop.digset")
+
+
+def test_unlock_says_what_the_database_did_not_take(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OperationalError("the server is shutting down")
+
+    monkeypatch.setattr("multiserver_schedule.history.History.cleaned", refuse)
+    settings.MULTISERVER_SCHEDULE = {"LOCKS": {"cache": {"BACKEND": "tests.test_operate.Board"}}}
+    errors = StringIO()
+    test_operate.Board.held.clear()
+    test_operate.in_cache("shop.digest", renewed=timedelta(minutes=5))
+    assert call("schedule", "unlock", "shop.digest", stderr=errors)[1] == 0
+    assert "freed, but the clean-up is not recorded yet" in errors.getvalue()
+    assert "the server is shutting down" in errors.getvalue()
+
+
+def test_unlock_in_one_of_two_locks(settings: Any) -> None:
+    with pytest.raises(CommandError, match="There is no lock 'cache'"):
+        call_command("schedule", "unlock", "shop.digest", "--lock=cache")
 
 
 def test_an_unknown_zone_is_refused() -> None:
