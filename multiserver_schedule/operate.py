@@ -282,10 +282,10 @@ def unlock(
         )
     with _opened(settings, held.lock, name) as store:
         history = History(store.using) if store.transactional else Afterwards(store.using)
-        cleanup = store.free(name, server=settings.server_name, record=history.cleaned)
+        cleanup = store.free(name, owner=held.owner, server=settings.server_name, record=history.cleaned)
         trouble = history.take_trouble()
     if cleanup is None:
-        raise UnlockRefused(f"Nobody holds the lock of {name} any more: it was freed meanwhile.")
+        raise UnlockRefused(f"{name} is not {_who(held)} any more: it was freed meanwhile. Look again.")
     task = _task_of(cleanup.task, tasks)
     tell = logs.Teller(tasks=lambda: tasks, verbosity=verbosity, stdout=stdout)
     tell(

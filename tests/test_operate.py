@@ -45,9 +45,17 @@ class Board(BaseLock):
     def rows(self, names: Iterable[str] | None = None) -> list[Row]:
         return [row for name, row in self.held.items() if names is None or name in names]
 
-    def free(self, name: str, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> Cleanup | None:
+    def free(
+        self,
+        name: str,
+        *,
+        owner: str | None = None,
+        server: str,
+        record: CleanupRecorder,
+        now: datetime | None = None,
+    ) -> Cleanup | None:
         row = self.held[name]
-        if row.owner is None:
+        if row.owner is None or owner not in (None, row.owner):
             return None
         self.held[name] = dataclasses.replace(row, owner=None, fence=row.fence + 1)
         cleanup = Cleanup(
