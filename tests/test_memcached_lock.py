@@ -567,7 +567,7 @@ class TestPartsThatAreLost:
     def test_a_long_list_of_names_is_split_and_each_part_is_missed(
         self, lock: MemcachedLock, cache_store: CacheStore, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memcached, "PART_BYTES", 60)
+        monkeypatch.setattr(memcached.rows, "PART_BYTES", 60)
         tasks = [a_task(f"shop.task{i:02}") for i in range(20)]
         server = Server(lock, notes, *tasks[:12])
         server.sync(THREE - HOUR)
@@ -588,7 +588,7 @@ class TestPartsThatAreLost:
     def test_a_part_of_the_list_is_missed_by_those_whose_names_are_not_in_it(
         self, lock: MemcachedLock, cache_store: CacheStore, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memcached, "PART_BYTES", 60)
+        monkeypatch.setattr(memcached.rows, "PART_BYTES", 60)
         tasks = [a_task(f"shop.task{i:02}") for i in range(12)]
         Server(lock, notes, tasks[0]).sync(THREE - 2 * MINUTE)
         Server(lock, notes, *tasks).sync(THREE - MINUTE)
@@ -789,19 +789,27 @@ class TestLostAnswers:
         assert web1.claim(now=THREE + SECOND) == []
         assert web1.renew(claim, now=THREE + 2 * SECOND) == [True]
 
-    def test_a_settled_claim_is_not_forgotten_when_the_next_one_fails(self, lock: MemcachedLock, notes: Notes) -> None:
+    def test_what_was_won_late_is_started_before_more_is_claimed(
+        self, lock: MemcachedLock, other: MemcachedLock, notes: Notes
+    ) -> None:
+        """It would be forgotten if claiming more failed in the same call."""
         server = Server(lock, notes, a_task("a"), a_task("b"))
         server.sync(THREE - HOUR)
         a, b = (server.occurrence(THREE, task) for task in server.declared.tasks.values())
-        lose_answers(lock, 3, StoreTimeout("cut"))
+        lose_answers(lock, 2, StoreTimeout("cut"))
         with pytest.raises(StoreTimeout):
             server.claim(a, now=THREE)
-        assert [claim.task.name for claim in server.claim(b, now=THREE)] == ["a"]
+        (late,) = server.claim(b, now=THREE)
+        assert late.task.name == "a"
+        assert notes.claims == [late]
+        assert Server(other, notes, *server.declared.tasks.values()).row("b").owner is None, "nobody tried"
+        with pytest.raises(StoreTimeout):
+            server.claim(b, now=THREE)
         assert [claim.task.name for claim in server.claim(now=THREE)] == ["b"]
 
     def test_the_same_claim_sent_twice_is_won_once(self, web1: Server, notes: Notes) -> None:
         lock: Any = web1.lock
-        sent = memcached._Pending({"0000-owner": web1.occurrence(THREE)}, "web1", 0.0)
+        sent = memcached.lock._Pending({"0000-owner": web1.occurrence(THREE)}, "web1", 0.0)
         for _ in range(2):
             won: dict[str, Claim] = {}
             with lock._line.call():
@@ -884,10 +892,10 @@ class TestWhatComesBetweenReadAndWrite:
             return read_now(*args)
 
         lock._read = read
-        real = memcached._boot_time
+        real = memcached.lock._boot_time
         # Before the first look of the claim; then, on the way to its write, this process is frozen for 16 seconds.
         clock = iter([0.1, 0.1, 16.1])
-        monkeypatch.setattr(memcached, "_boot_time", lambda: next(clock, None) or real())
+        monkeypatch.setattr(memcached.lock, "_boot_time", lambda: next(clock, None) or real())
         occurrence = an_occurrence(web1)
         (claim,) = web1.claim(occurrence, now=THREE)
         assert web2.row().owner == claim.owner
@@ -909,6 +917,23 @@ class TestWhatComesBetweenReadAndWrite:
         before_a_row_is_written(web2.lock, lambda: web1.renew(claim, now=THREE + LEASE))
         assert web2.reap(THREE + LEASE) == []
         assert web2.row().owner == claim.owner
+
+    def test_who_frees_by_hand_does_not_free_whoever_came_between(
+        self, web1: Server, web2: Server, notes: Notes
+    ) -> None:
+        seen = web1.must_run(THREE)
+        newer: list[Claim] = []
+
+        def meanwhile() -> None:
+            web1.release(seen, now=THREE + SECOND)
+            newer.append(web1.must_run(THREE + HOUR))
+
+        before_a_row_is_written(web2.lock, meanwhile)
+        now = THREE + HOUR
+        freed = web2.lock.free("shop.refresh", owner=seen.owner, server="web2", record=notes.cleaned, now=now)
+        assert freed is None
+        assert notes.cleanups == []
+        assert web2.row().owner == newer[0].owner
 
     def test_a_version_that_dies_while_it_takes_over_is_finished_by_the_next_of_it(
         self, web1: Server, other: MemcachedLock, notes: Notes
@@ -1141,7 +1166,7 @@ class TestCleanUpsThatWait:
     def test_of_too_many_the_oldest_is_dropped_and_named(
         self, web1: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memcached, "MOST_REAPED", 3)
+        monkeypatch.setattr(memcached.rows, "MOST_REAPED", 3)
         with caplog.at_level(logging.WARNING, logger="multiserver_schedule"):
             for hour in range(5):
                 web1.must_run(THREE + hour * HOUR)

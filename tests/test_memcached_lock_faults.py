@@ -82,7 +82,7 @@ class Run:
 def work(order: dict[str, Any]) -> None:
     """Look, sync, reap, claim, renew and release as a keeper does, and write down what came of it."""
     if order["broken"] == "set":
-        memcached._command = lambda key, value, token: b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value)
+        memcached.line._command = lambda key, value, token: b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value)
     server = order["server"]
     every = Every(timedelta(seconds=1))
     tasks = [
@@ -98,7 +98,7 @@ def work(order: dict[str, Any]) -> None:
     ]
     declared = declare(*tasks, server=server)
     policy = Policy(lease=timedelta(seconds=LEASE), min_break=NO_BREAK, slow_start=timedelta(seconds=2))
-    lock = memcached.MemcachedLock("default", {"cache": ALIAS, "timeout": 1.0})
+    lock = MemcachedLock("default", {"cache": ALIAS, "timeout": 1.0})
     chance = random.Random(order["seed"])
     file = os.open(order["journal"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     runs: dict[str, Run] = {}

@@ -1,0 +1,14 @@
+"""
+The lock in one Memcached server: a JSON row for each task, written by ``gets`` and ``cas`` and by nothing else.
+
+A row carries what a ``ScheduledLock`` does, so that one compare-and-set takes the lock and moves ``last_due_at``. Keys
+that only ``add`` guards are no lock: whoever is frozen while one is deleted wins the same due time again (measured).
+
+N is the server's own clock. It tells whole seconds and counts them a little late, so a lower bound judges what is due
+and what has ended, and an upper bound is written. A row, the list of names, or everything may be lost at any moment:
+that is noticed, ``sync`` puts it right, and nobody claims until a live owner has had the time to come back.
+
+``lock.py`` takes the steps, over the one connection of ``line.py``; ``rows.py`` knows what an item becomes by each.
+"""
+
+from .lock import MemcachedLock as MemcachedLock
