@@ -25,5 +25,9 @@ class StoreTimeout(ScheduleError):
     """A call to the lock's store hung, and was cut so that the leases could be renewed over a new connection."""
 
 
+class StoreRefused(ScheduleError):
+    """The lock's store answers, and does not do what the lock needs: a replica, full memory, missing permissions."""
+
+
 class UnsafeTransaction(ScheduleError):
     """A claim or a fork was asked for inside a transaction of the caller, where it would be undone or shared."""

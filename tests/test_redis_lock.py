@@ -16,8 +16,9 @@ from django.test import override_settings
 
 from multiserver_schedule.cron import Cron, Every
 from multiserver_schedule.entries import Cleanup, Occurrence, ReleasedClaim, Skip
+from multiserver_schedule.exceptions import StoreRefused
 from multiserver_schedule.locks.base import Before
-from multiserver_schedule.locks.redis import RedisLock, StoreRefused
+from multiserver_schedule.locks.redis import RedisLock
 from multiserver_schedule.testing.contract import (
     BREAK,
     DAY,
@@ -312,7 +313,7 @@ def test_a_connection_that_the_server_has_closed_is_opened_again(web1: Server, c
 def test_a_fork_opens_a_connection_of_its_own(web1: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     web1.due(THREE)
     mine = web1.lock._line._connection
-    monkeypatch.setattr("multiserver_schedule.locks.redis.os.getpid", lambda: 1)
+    monkeypatch.setattr("multiserver_schedule.locks.redis.line.os.getpid", lambda: 1)
     web1.due(THREE)
     assert web1.lock._line._connection is not mine
     assert mine._sock is not None, "the other process goes on using it"
@@ -616,7 +617,7 @@ def test_a_clean_up_is_returned_with_what_it_was_written_as(web1: Server) -> Non
 def test_more_dead_runs_than_one_step_takes_are_all_freed(
     lock: RedisLock, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("multiserver_schedule.locks.redis.BATCH", 10)
+    monkeypatch.setattr("multiserver_schedule.locks.redis.lock.BATCH", 10)
     server = Server(lock, notes, *(a_task(f"t{i}") for i in range(25)))
     server.sync(HALF_PAST_TWO)
     server.claim(*(server.occurrence(THREE, task) for task in server.declared.tasks.values()), now=THREE)
@@ -955,7 +956,7 @@ def test_a_sync_does_not_undo_what_was_claimed_while_it_computed(web1: Server, w
 def test_many_rows_are_read_and_written_in_steps(
     lock: RedisLock, notes: Notes, monkeypatch: pytest.MonkeyPatch, cache_store: CacheStore
 ) -> None:
-    monkeypatch.setattr("multiserver_schedule.locks.redis.BATCH", 7)
+    monkeypatch.setattr("multiserver_schedule.locks.redis.lock.BATCH", 7)
     server = Server(lock, notes, *(a_task(f"t{i:02}") for i in range(20)))
     assert len(server.sync(HALF_PAST_TWO)[0]) == 20
     assert len(lock.rows()) == 20

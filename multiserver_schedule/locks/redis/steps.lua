@@ -14,7 +14,7 @@ local ENDED = BASE .. 'ended' -- owners of such runs that were released, for an 
 local REAPED = BASE .. 'reaped' -- owner -> a clean-up that is not recorded yet, as JSON
 local NOTHING = BASE .. 'nothing'
 
--- Both lists are known to redis.py, by position.
+-- Both lists are known to rows.py, by position.
 local ROW = {
   'fingerprint', 'last', 'since', 'next', 'not_before', 'hold', 'owner', 'server', 'fence', 'acquired', 'renewed',
   'expires', 'finish_by', 'due', 'paused_at', 'moved_to', 'moved_from', 'lost', 'lost_since',
@@ -219,7 +219,7 @@ function steps.look()
   return {text(N), whole and '1' or '0', paused, interrupted, expired and '1' or '0', versions, due}
 end
 
--- -- sync: redis.py computes, on what it reads here; what it writes is refused when that has changed ------------------
+-- -- sync: mend.py computes, on what is read here; what it has written is refused when that has changed ---------------
 
 function steps.survey()
   write_anyway()
