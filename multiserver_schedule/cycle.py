@@ -212,8 +212,12 @@ class Cycle:
         for alias in {row.moved_from for _, row in moving}:
             names = [row.task for _, row in moving if row.moved_from == alias]
             other = next((each for each in self.stores if each.lock.alias == alias), None)
-            held = set() if other is None else {row.task for row in other.lock.rows(names) if row.owner is not None}
-            here += [name for name in names if name not in held]
+            if other is not None:
+                # Also the break after that run, which began when it ended, and so after the task had left.
+                then = now or other.lock.clock()
+                rows = other.lock.rows(names)
+                names = [name for name in names if name not in {row.task for row in rows if not _is_at_rest(row, then)}]
+            here += names
         if here:
             store.lock.arrive(here, now=now)
         # Free or not, there is something to look at again: what has arrived, or whether it has.
@@ -258,6 +262,7 @@ class Cycle:
         offered = ready if self.runner.at_once is None else ready[: max(0, self.runner.at_once - len(self.running))]
         if offered:
             point("before_claim")
+        late: list[tuple[Sequence[Claim], datetime]] = []
         sent = boot_time()
         # Each store counts what this server holds in it; what this process runs for other stores, only it knows.
         elsewhere = sum(running.store is not store for running in self.running.values())
@@ -265,7 +270,8 @@ class Cycle:
             offered,
             server=self.settings.server_name,
             slots=max(0, self.settings.max_concurrency - elsewhere),
-            record=store.history.started,
+            # What is recorded after the fact anyway is recorded once it runs: a database that hangs delays nothing.
+            record=store.history.started if store.lock.transactional else lambda won, at: late.append((won, at)),
             now=now,
         )
         if offered:
@@ -275,6 +281,8 @@ class Cycle:
             self.start(store, claim, min(sent, when(claim.acquired_at)))
         if offered:
             point("after_run_sent")
+        for won, at in late:
+            store.history.started(won, at)
         for claim in store.history.violations if claims else ():
             self.failures += 1
             self.tell("tripwire", about=claim.occurrence, text="this due time had a run already: was a commit lost?")
@@ -350,14 +358,13 @@ class Cycle:
         if skips:
             for skip in store.lock.skip(skips, record=store.history.skipped, now=now):
                 about = skip.occurrence
-                count = about.missed if skip.reason == "missed" else about.missed + 1
                 self.tell(
                     "skipped",
                     about=about,
                     reason=skip.reason,
                     holder=skip.holder,
                     held_since=skip.held_since,
-                    count=max(count, 1),
+                    count=about.missed + 1,
                 )
 
     # -- renew ------------------------------------------------------------------------------------------------------
@@ -514,6 +521,10 @@ class Cycle:
 
 
 _CLEANUP: Final = [item.name for item in dataclasses.fields(Cleanup)]
+
+
+def _is_at_rest(row: Row, now: datetime) -> bool:
+    return row.owner is None and row.not_before <= now
 
 
 def _key(occurrence: Occurrence) -> tuple[str, datetime]:

@@ -171,7 +171,7 @@ def _due(task: ScheduledTask, row: Row, now: datetime, policy: Policy) -> Occurr
     period = following - due_at if following else _NEVER_AGAIN
     count = (task.timetable.count(since, due_at) if latest else 0) + (inherited is not None)
     if now - due_at > catch_up_window(task, period, policy):
-        given_up = _occurrence(task, row, due_at, following, policy, now=now, missed=count, missed_at=due_at)
+        given_up = _occurrence(task, row, due_at, following, policy, now=now, missed=count - 1)
         return Skip(occurrence=given_up, reason="missed")
     missed_at = None
     if count > 1:

@@ -184,6 +184,16 @@ class Occurrence:
     min_break: timedelta
 
     @property
+    def is_by_hand(self) -> bool:
+        """Did somebody ask for it? Then the schedule does not notice it."""
+        return self.trigger in ("manual", "backfill")
+
+    @property
+    def may_overlap(self) -> bool:
+        """May it run beside another run of its task?"""
+        return self.task.overlap == "allow"
+
+    @property
     def key(self) -> str:
         """A stable id of the occurrence, equal on every server and in every attempt."""
         return f"{self.row}/{self.due_at:%Y%m%dT%H%M%SZ}" + ("" if self.trigger != "manual" else "/manual")

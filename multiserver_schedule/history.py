@@ -22,6 +22,7 @@ ABANDONED: Final[Mapping[str, str]] = {
     "runner_lost": "its runner was lost",
     "released_by_hand": "the lock was released by hand",
 }
+FORGOTTEN: Final = "the lock's store lost it, and nobody has said how it ended"
 PARAMS_PER_ROW: Final = 18
 TEXT_PER_STATEMENT: Final = 2_000_000
 
@@ -315,8 +316,17 @@ class Afterwards(History):
     def started(self, claims: Sequence[Claim], now: datetime) -> None:
         """Record runs that begin, as soon as the database takes it."""
         self.violations = []
+
+        def write() -> None:
+            owners = [claim.owner for claim in claims]
+            rows = [claim.occurrence.row for claim in claims if not claim.occurrence.may_overlap]
+            # Whoever ran these before holds the lock no more: a store that lost it had nobody to say so.
+            before = self._runs().filter(status="running", task__in=rows).exclude(owner__in=owners)
+            before.update(status="abandoned", reason=FORGOTTEN, finished_at=now)
+            History.started(self, claims, now)
+
         about = [("the start of a run", c.occurrence.row, c.occurrence.due_at, c.server) for c in claims]
-        self._write(_Entry(lambda: History.started(self, claims, now), about))
+        self._write(_Entry(write, about))
 
     def skipped(self, skips: Sequence[Skip], now: datetime) -> None:
         """Record due times that were given up, as soon as the database takes it."""

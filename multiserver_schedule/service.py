@@ -205,6 +205,8 @@ class Keeper:
     _turn: int = -1
     _trouble: dict[str, str] = field(default_factory=dict)
     """By the alias of a store that is away: what was said of it."""
+    _hung: dict[str, float] = field(default_factory=dict)
+    """By the alias of a store that was silent: until when the others go first."""
 
     @property
     def runner(self) -> Runner:
@@ -275,10 +277,15 @@ class Keeper:
     def _look(self, done: Pass, began: float) -> float | None:
         step = Step()
         for store in self._in_turn():
+            not_before = self._hung.get(store.lock.alias, 0.0)
+            if boot_time() < not_before:
+                step.no_later_than(not_before)
+                continue
             try:
                 with self._store_call(store):
                     self.cycle.visit(store, step)
                 self._trouble.pop(store.lock.alias, None)
+                self._hung.pop(store.lock.alias, None)
             except Exception as error:  # whatever a driver raises: told, and answered with exit status 1
                 self._store_is_away(store, "looking for what is due", error)
                 # Runs that are alive go on, and so does a pass whose call was cut: it may have claimed without being
@@ -286,6 +293,9 @@ class Keeper:
                 is_cut = isinstance(error, StoreTimeout) and boot_time() < began + self.settings.lease.total_seconds()
                 if self.cycle.running or is_cut:
                     step.no_later_than(boot_time() + 1.0)
+                if isinstance(error, StoreTimeout) and len(self.cycle.stores) > 1:
+                    # Each look at it costs the tasks of the other stores what it hangs.
+                    self._hung[store.lock.alias] = boot_time() + self.settings.heartbeat.total_seconds()
         self._tell_of_histories()
         done.claimed += step.claimed
         if step.interrupted:
@@ -403,8 +413,10 @@ class Keeper:
         leases = [running.claim.occurrence.lease.total_seconds() for running in self.cycle.running.values()]
         lease = min(leases, default=self.settings.lease.total_seconds())
         limit = (lease * 5 / 6 - min(self.settings.heartbeat.total_seconds(), lease / 3)) / 3
-        if not self.cycle.running:
+        if not self.cycle.running and store.lock.transactional:
             limit = max(limit, 5.0)
+        if store.lock.alias in self._hung:
+            limit = min(limit, 1.0)
         # A visit may hand tasks over from the other stores.
         calls: list[Hangs] = [store.history]
         calls += [each.lock for each in self.cycle.stores]

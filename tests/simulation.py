@@ -18,8 +18,8 @@ from multiserver_schedule.cycle import Store as LockStore
 from multiserver_schedule.declare import Registry
 from multiserver_schedule.due import Policy
 from multiserver_schedule.entries import Claim, Outcome, ScheduledTask
-from multiserver_schedule.history import History
-from multiserver_schedule.locks.base import Declarations
+from multiserver_schedule.history import Afterwards, History
+from multiserver_schedule.locks.base import BaseLock, Declarations
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import ScheduledRun
 from multiserver_schedule.run.base import Ended, Event, Message, Runner, boot_time
@@ -50,8 +50,9 @@ class SimulatedRunner(Runner):
         self.until[owner] = self.world.now
 
     def report(self, event: Event) -> None:
-        """Count it."""
+        """Count it, and pass it on."""
         self.world.told[str(event["kind"])] += 1
+        self.world.tell(event)
 
     def poll(self, timeout: float) -> list[Message]:
         """Return what has ended by now."""
@@ -79,10 +80,13 @@ class Pass:
 
 @dataclass
 class World:
-    """Servers with a version of the code each, over one store; time goes on in seconds."""
+    """Servers with a version of the code each, over the same stores; time goes on in seconds."""
 
     alias: str
+    """The database of the history, and of the lock "default" where no locks are given."""
     now: datetime
+    locks: Callable[[], Sequence[BaseLock]] | None = None
+    """Makes the locks of one process, in which each task has that of its alias."""
     seed: int = 0
     duration: Callable[[str], timedelta] = field(default=lambda row: timedelta(seconds=1))
     slots: int = 1000
@@ -90,6 +94,8 @@ class World:
     """What each server runs now; a server that is not in here is down."""
     passes: list[Pass] = field(default_factory=list)
     told: Counter[str] = field(default_factory=Counter)
+    tell: Callable[[Event], object] = field(default=lambda event: None)
+    """Is given each event, as the reporter of a pass would be."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -111,7 +117,8 @@ class World:
     def kill(self, server: str) -> None:
         """Take a server away, with whatever it runs."""
         self.versions.pop(server, None)
-        self.passes = [each for each in self.passes if each.cycle.settings.server_name != server]
+        for each in [each for each in self.passes if each.cycle.settings.server_name == server]:
+            self._remove(each)
 
     def finish(self) -> None:
         """Let what runs come to its end, with no server starting anything new."""
@@ -123,13 +130,15 @@ class World:
 
     def _start(self, server: str) -> None:
         settings = Settings(server_name=server, max_concurrency=self.slots)
-        tasks = self.versions[server]
-        lock = ORMLock("default", {"using": self.alias})
-        shared, own = Registry().digests(server, tasks)
-        declared = Declarations(tasks=tasks, server=server, digest=shared, server_digest=own)
-        store = LockStore(lock=lock, history=History(self.alias), declared=declared)
+        stores = []
+        for lock in self.locks() if self.locks else [ORMLock("default", {"using": self.alias})]:
+            tasks = {name: task for name, task in self.versions[server].items() if task.lock == lock.alias}
+            shared, own = Registry().digests(server, tasks)
+            declared = Declarations(tasks=tasks, server=server, digest=shared, server_digest=own)
+            history = History(self.alias) if lock.transactional else Afterwards(self.alias)
+            stores.append(LockStore(lock=lock, history=history, declared=declared))
         cycle = Cycle(
-            stores=[store], runner=SimulatedRunner(self), settings=settings, policy=Policy(), hand_over=HAND_OVER
+            stores=stores, runner=SimulatedRunner(self), settings=settings, policy=Policy(), hand_over=HAND_OVER
         )
         self.passes.append(Pass(cycle, self.now, self.now, self.now + timedelta(seconds=10)))
         self._turn()
@@ -160,7 +169,13 @@ class World:
                     again = self.now + timedelta(seconds=max(0.05, step.look_again_at - boot_time()))
                     each.look_at = again if again <= each.began + PATIENCE else None
             if each.look_at is None and not each.cycle.running:
-                self.passes.remove(each)
+                self._remove(each)
+
+    def _remove(self, one: Pass) -> None:
+        self.passes.remove(one)
+        for store in one.cycle.stores:
+            if not store.lock.transactional:
+                store.lock.close()
 
 
 def accounted(alias: str, row: str) -> Counter[str]:

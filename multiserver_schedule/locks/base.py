@@ -33,6 +33,11 @@ class Declarations:
     server_digest: str
     """Of those that have a row on this server; "" when there are none."""
 
+    @property
+    def rows(self) -> dict[str, ScheduledTask]:
+        """The tasks by the names of their rows here."""
+        return {task.row_name(self.server): task for task in self.tasks.values()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:

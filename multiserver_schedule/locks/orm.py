@@ -69,8 +69,6 @@ RETRY_FOR: Final = 10.0
 """Seconds after which a conflict is raised and not tried a second time: a lease must outlive it."""
 PARAMS_PER_CLAIM: Final = 14
 """The most parameters that one row takes in one statement, where the database counts them (SQLite)."""
-BY_HAND: Final = ("manual", "backfill")
-"""Triggers that leave ``last_due_at`` alone."""
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Model)
@@ -411,9 +409,9 @@ class ORMLock(BaseLock):
             row = rows.get(occurrence.pk)
             if row is None or row.moved_to or row.moved_from:
                 continue
-            if row.owner is not None and not _may_overlap(occurrence):
+            if row.owner is not None and not occurrence.may_overlap:
                 continue
-            if _by_hand(occurrence) or (
+            if occurrence.is_by_hand or (
                 row.last_due_at < occurrence.due_at <= row.now
                 and row.not_before <= row.now
                 and not row.paused
@@ -427,7 +425,7 @@ class ORMLock(BaseLock):
             return []
         for by_hand in (False, True):
             for may_overlap in (False, True):
-                group = [o for o in occurrences if _by_hand(o) == by_hand and _may_overlap(o) == may_overlap]
+                group = [o for o in occurrences if o.is_by_hand == by_hand and o.may_overlap == may_overlap]
                 if group:
                     self._update_taken(group, sent, clock, by_hand=by_hand, may_overlap=may_overlap)
         fields = ("pk", "fence", "acquired_at", "expires_at", "finish_by", "now")
@@ -438,7 +436,7 @@ class ORMLock(BaseLock):
             if occurrence.pk not in found:
                 continue
             fence, acquired_at, expires_at, finish_by, now = found[occurrence.pk]
-            if _may_overlap(occurrence):
+            if occurrence.may_overlap:
                 limit = occurrence.task.limit
                 acquired_at, expires_at, finish_by = now, now + occurrence.lease, now + limit if limit else None
             claims.append(
@@ -570,14 +568,14 @@ class ORMLock(BaseLock):
     def _renew(self, claims: Sequence[Claim], clock: _Clock) -> set[str]:
         stand: set[str] = set()
         for batch in _batches(claims, self._batch_size(PARAMS_PER_CLAIM)):
-            plain = [claim for claim in batch if not _may_overlap(claim.occurrence)]
+            plain = [claim for claim in batch if not claim.occurrence.may_overlap]
             if plain:
                 owners = [claim.owner for claim in plain]
                 rows = self._locks().filter(pk__in=[c.occurrence.pk for c in plain], owner__in=owners)
                 expires_at = _each({c.occurrence.pk: c.occurrence.lease for c in plain}, clock.after)
                 hit = rows.update(renewed_at=clock.now, expires_at=expires_at)
                 stand |= set(owners if hit == len(plain) else rows.values_list("owner", flat=True))
-            overlapping = [claim for claim in batch if _may_overlap(claim.occurrence)]
+            overlapping = [claim for claim in batch if claim.occurrence.may_overlap]
             if overlapping:
                 owners = [claim.owner for claim in overlapping]
                 runs = self._of([c.occurrence for c in overlapping], owners).filter(
@@ -601,12 +599,12 @@ class ORMLock(BaseLock):
         before: set[str] = set()
         with self._transaction(write_first=True):
             for batch in _batches(released, self._batch_size(PARAMS_PER_CLAIM)):
-                plain = [item for item in batch if not _may_overlap(item.claim.occurrence)]
+                plain = [item for item in batch if not item.claim.occurrence.may_overlap]
                 if plain:
                     ours, already = self._release_locks(plain, clock)
                     stood |= ours
                     before |= already
-                overlapping = [item for item in batch if _may_overlap(item.claim.occurrence)]
+                overlapping = [item for item in batch if item.claim.occurrence.may_overlap]
                 if overlapping:
                     ours, already = self._release_runs(overlapping)
                     stood |= ours
@@ -985,14 +983,6 @@ def _noted(row: Any) -> datetime:
     """Return the store's time that a row was annotated with."""
     now: datetime = row.now
     return now
-
-
-def _by_hand(occurrence: Occurrence) -> bool:
-    return occurrence.trigger in BY_HAND
-
-
-def _may_overlap(occurrence: Occurrence) -> bool:
-    return occurrence.task.overlap == "allow"
 
 
 def _due(group: Sequence[Occurrence]) -> Any:

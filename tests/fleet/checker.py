@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
@@ -60,6 +60,14 @@ class Evidence:
     cleanups: Sequence[Any]
     now: datetime
     """The database's clock when the tables were read."""
+    afterwards: bool = False
+    """Is the history written after the fact? Then a keeper that was killed may not have come to write all of it."""
+    lossy: bool = False
+    """Did the store lose data in the course of it? Then it has forgotten rows, fences, breaks, and whom to clean up."""
+    since: datetime | None = None
+    """From when on due times count, where the rows have forgotten it."""
+    killed: Collection[int] = ()
+    """Keepers that did not come to their own end."""
 
 
 def check(
@@ -78,6 +86,17 @@ def check(
     that two statements of one transaction may be apart. ``at_rest``: nothing ran any more when the tables were read.
     """
     return _Checker(evidence, tasks, lease, look_every, slack, at_rest).check()
+
+
+def unaccounted(evidence: Evidence, tasks: Mapping[str, Told]) -> dict[str, int]:
+    """
+    Return how many due times of each row nothing tells of, where the store lost data; below 0: told of twice.
+
+    They count from the first that ran: of a row that is lost before, nobody can know that there was one.
+    """
+    checker = _Checker(evidence, tasks, 0, 0, 0, True)
+    checker.no_due_time_lost()
+    return checker.unaccounted
 
 
 class _Clock:
@@ -124,6 +143,8 @@ class _Checker:
         self.claims = [run for run in evidence.runs if run.status != "skipped"]
         self.skips = [run for run in evidence.runs if run.status == "skipped"]
         self.cleaned = {cleanup.owner: cleanup for cleanup in evidence.cleanups}
+        self.unaccounted: dict[str, int] = {}
+        """By row of a store that lost data: due times of which nothing tells, less those that are told of twice."""
         self.work: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
         """What the processes of a claim noted, by row and fence."""
         for line in evidence.lines:
@@ -152,6 +173,30 @@ class _Checker:
     def say(self, invariant: str, text: str) -> None:
         self.wrong.append(f"{invariant}: {text}")
 
+    def may_be_unwritten(self, keeper: int | None) -> bool:
+        """May this keeper have been killed before the history was written of what it did?"""
+        return self.evidence.afterwards and keeper in self.evidence.killed
+
+    def may_never_end(self, run: Any) -> bool:
+        """
+        May it be that nobody has recorded, and nobody will, how this run ended?
+
+        Its keeper was killed after the release and before the record; or its row was lost, so that nobody reaps it, and
+        its keeper could not free it, or was killed.
+        """
+        if self.may_be_unwritten(self.keeper_of(run)):
+            return True
+        return self.evidence.lossy and not self.work.get((run.task, run.fence))
+
+    def keeper_of(self, run: Any) -> int | None:
+        """Return who kept a run: as its process noted, or, where it never began, a keeper of its server's."""
+        for line in self.starts:
+            if (line["task"], line["fence"]) == (run.task, run.fence):
+                keeper: int = line["keeper"]
+                return keeper
+        of_server = [line.get("keeper") for line in self.evidence.lines if line.get("server") == run.server]
+        return next((keeper for keeper in of_server if keeper in self.evidence.killed), None)
+
     def several(self, invariant: str, found: Iterable[Any], what: str) -> None:
         for key, count in Counter(found).items():
             if count > 1:
@@ -170,13 +215,17 @@ class _Checker:
         self.several("I1", claimed, "claims were made for")
         self.several("I1", [(run.task, run.due_at) for run in self.skips], "skips were recorded for")
         both = {(run.task, run.due_at) for run in self.claims if run.trigger in SCHEDULED}
-        for task, due_at in sorted(both & {(run.task, run.due_at) for run in self.skips}):
+        # Whoever finds a row lost cannot know whether its last due time ran, while that is not recorded.
+        doubted = {(run.task, run.due_at) for run in self.skips if self.evidence.lossy and run.reason == "missed"}
+        for task, due_at in sorted(both & {(run.task, run.due_at) for run in self.skips} - doubted):
             self.say("I1", f"{task} {due_at} was claimed and skipped")
         for run in self.claims:
             if run.attempt > 1:
                 self.say("I1", f"{run.task} {run.due_at} has an attempt {run.attempt}, and nothing retries")
         known = {(run.task, run.fence, run.due_at) for run in self.claims}
         for line in self.starts:
+            if self.may_be_unwritten(line["keeper"]):
+                continue
             if (line["task"], line["fence"], _moment(line["due_at"])) not in known:
                 self.say(
                     "I1",
@@ -205,6 +254,11 @@ class _Checker:
         for run in self.claims:
             if not self.may_overlap(run.task) and run.started_at is not None:
                 end = run.finished_at
+                if end is None and self.may_never_end(run):
+                    continue
+                if self.evidence.lossy and run.status == "lost" and run.owner not in self.cleaned:
+                    # Its row was lost, and it was ended; when it noticed is not how long it held anything.
+                    continue
                 if run.owner in self.cleaned:
                     freed = self.cleaned[run.owner].cleaned_at
                     end = freed if end is None else min(end, freed)
@@ -242,7 +296,8 @@ class _Checker:
             if not self.may_overlap(cleanup.task):
                 highest[cleanup.task] = max(highest[cleanup.task], cleanup.fence + (cleanup.reason == "lease_expired"))
         for lock in self.evidence.locks:
-            if lock.fence < highest[lock.task]:
+            # A row that was lost is registered with none: the next claim gets a higher one all the same.
+            if lock.fence < highest[lock.task] and not self.evidence.lossy:
                 self.say("I3", f"the row of {lock.task} has fence {lock.fence}, and {highest[lock.task]} was given out")
 
     # -- I4 -----------------------------------------------------------------------------------------------------------
@@ -273,6 +328,9 @@ class _Checker:
             for start in self.starts:
                 run = owners.get((start["task"], start["fence"]))
                 if start.get("keeper") != line["keeper"] or run is None:
+                    continue
+                if self.evidence.afterwards and run.owner not in self.cleaned:
+                    # It had been released when its keeper was killed, or the store has forgotten it.
                     continue
                 cleanup = self.cleaned.get(run.owner)
                 freed = cleanup.cleaned_at if cleanup is not None else run.finished_at
@@ -339,6 +397,8 @@ class _Checker:
         for run in self.claims:
             if run.status != "running":
                 continue
+            if self.may_never_end(run):
+                continue
             if self.at_rest:
                 self.say("I6", f"{run.task} {run.due_at} is running still, says its row, and nothing runs")
             elif run.owner not in holders and not self.may_overlap(run.task):
@@ -372,7 +432,10 @@ class _Checker:
         done = [("ran", line["task"], line["server"]) for line in self.starts]
         done += [("claimed", run.task, run.server) for run in self.claims]
         done += [
-            ("skipped", line["task"], line["server"]) for line in self.evidence.lines if line["event"] == "skipped"
+            ("skipped", line["task"], line["server"])
+            for line in self.evidence.lines
+            # Whoever finds out what was lost tells of it.
+            if line["event"] == "skipped" and not (self.evidence.lossy and line.get("reason") == "missed")
         ]
         for verb, row, server in sorted({(verb, str(row), server) for verb, row, server in done}):
             told = self.told(row)
@@ -390,11 +453,15 @@ class _Checker:
             told = self.told(lock.task)
             if told is None:
                 continue
-            due = told.due(lock.schedule_since, lock.last_due_at)
+            due = told.due(self.evidence.since or lock.schedule_since, lock.last_due_at)
             ran = [run.due_at for run in self.claims if run.task == lock.task and run.trigger in SCHEDULED]
             skipped = [run for run in self.skips if run.task == lock.task]
             count = len(set(ran)) + sum(run.count for run in skipped)
-            if count != len(due):
+            if self.evidence.lossy:
+                first = min(ran, default=lock.last_due_at)
+                count = len(set(ran)) + sum(run.count for run in skipped if run.due_at > first)
+                self.unaccounted[lock.task] = sum(moment >= first for moment in due) - count
+            elif count != len(due):
                 told_of = f"{len(set(ran))} were run and {count - len(set(ran))} skipped"
                 self.say("I9", f"{lock.task}: of {len(due)} due times up to {lock.last_due_at}, {told_of}")
             for moment in sorted({*ran, *(run.due_at for run in skipped)} - set(due)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import json
@@ -19,22 +20,59 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from django.db import connections
+import pytest
+from django.db import OperationalError, connections
 from django.db.models import Max
 from django.db.models.functions import Coalesce
 
+from multiserver_schedule.entries import Row
+from multiserver_schedule.exceptions import ScheduleError
+from multiserver_schedule.locks.base import BaseLock
+from multiserver_schedule.locks.cache import CacheLock
 from multiserver_schedule.locks.orm import UTCNow
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 
+from .. import caches, stores
+from ..caches import CacheStore
 from ..stores import ROOT, Store
 from .apps import SKEW
 from .journal import VARIABLE, Journal, boot
 
+CACHE_LOCK = {"BACKEND": "multiserver_schedule.locks.cache.CacheLock", "OPTIONS": {"cache": "lock"}}
+COARSE = {"memcached": 1.0}
+"""Seconds that a kind of cache's clock is behind at most: this one knows whole seconds only."""
+AWAY: tuple[type[Exception], ...] = (OperationalError, OSError, ScheduleError)
+"""What a store raises that is away: the clients of the caches are not asked for their errors where they are missing."""
+with contextlib.suppress(ImportError):
+    from redis.exceptions import RedisError
+
+    AWAY += (RedisError,)
+with contextlib.suppress(ImportError):
+    from pymemcache.exceptions import MemcacheError
+
+    AWAY += (MemcacheError,)
 MARK = "FLEET_ID"
 """In the environment of everything that a fleet starts, and of what that starts."""
 PATIENCE = 30.0
 
 _T = TypeVar("_T")
+
+
+def _only(fixture: str, missing: Callable[[str], str], *names: str) -> pytest.MarkDecorator:
+    def marks(name: str) -> list[pytest.MarkDecorator]:
+        found = [pytest.mark.skipif(bool(missing(name)), reason=f"{name}: {missing(name)}")]
+        if name in stores.ALIASES:
+            found.append(pytest.mark.django_db(databases=[stores.ALIASES[name]], transaction=True))
+        return found
+
+    return pytest.mark.parametrize(fixture, [pytest.param(name, marks=marks(name)) for name in names], indirect=True)
+
+
+TWO_CACHES = _only("cache_store", caches.missing, "django-redis", "memcached")
+"""Not on all five ways to a cache lock: processes do not care which client it is."""
+REDIS = _only("cache_store", caches.missing, "django-redis")
+HISTORY_IN_SQLITE = _only("store", stores.missing, "sqlite")
+HISTORY_IN_POSTGRESQL = _only("store", stores.missing, "postgresql")
 
 
 def libfaketime() -> str:
@@ -283,7 +321,7 @@ class Post:
 
 class Fleet:
     """
-    Several servers on one store.
+    Several servers on one store: the database ``store``, or with ``cache`` that cache, the history in the database.
 
     ``lease`` and ``heartbeat`` are seconds; ``settings`` are further keys of MULTISERVER_SCHEDULE (durations in
     seconds), ``env`` further variables of all its processes. All that was started is ended when the block is left.
@@ -295,6 +333,7 @@ class Fleet:
         tmp_path: Path,
         project: str = "steady",
         *,
+        cache: CacheStore | None = None,
         lease: float = 3.0,
         heartbeat: float = 1.0,
         settings: Mapping[str, Any] | None = None,
@@ -307,6 +346,16 @@ class Fleet:
         self.heartbeat = heartbeat
         self.settings = {"LEASE": lease, "HEARTBEAT": heartbeat, **(settings or {})}
         self.env = dict(env or {})
+        self.cache = cache
+        self.cache_lock: BaseLock | None = None
+        """The test's own line to the cache; None where the lock is in the database."""
+        self.coarse = 0.0
+        """Seconds that the clock of the store may be behind itself."""
+        if cache is not None:
+            self.settings.setdefault("LOCKS", {"default": CACHE_LOCK})
+            self.env["FLEET_CACHES"] = cache.as_json()
+            self.cache_lock = CacheLock("default", CACHE_LOCK["OPTIONS"])  # type: ignore[arg-type]
+            self.coarse = COARSE.get(cache.kind, 0.0)
         self.id = uuid.uuid4().hex
         self.journal = Journal(tmp_path / "journal.jsonl")
         self.barrier_path = tmp_path / "barrier"
@@ -363,10 +412,18 @@ class Fleet:
         self.add(process)
         return process
 
-    def post(self, name: str, *, clock: str | None = None, env: Mapping[str, str] | None = None) -> Post:
+    def post(
+        self,
+        name: str,
+        *,
+        clock: str | None = None,
+        env: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Post:
         """Have a process of this server stay up and fork passes: for tests that start a great many."""
         # Any fault, so that the points are there to be armed in a fork.
-        environ = self.environ(name, clock=clock, env={"MULTISERVER_SCHEDULE_FAULTS": "nowhere=exit", **(env or {})})
+        more = {"MULTISERVER_SCHEDULE_FAULTS": "nowhere=exit", **(env or {})}
+        environ = self.environ(name, clock=clock, env=more, settings=settings)
         with self.output_of(f"{name}-post").open("ab") as file:
             started = subprocess.Popen(
                 [sys.executable, "-m", "tests.fleet.start", "--post"],
@@ -447,7 +504,9 @@ class Fleet:
     # -- the tables -------------------------------------------------------------------------------------------------
 
     def now(self) -> datetime:
-        """Return the database's clock."""
+        """Return the clock of the locks' store."""
+        if self.cache_lock is not None:
+            return self.cache_lock.clock()
         # An aggregate answers even where there is no row.
         asked = ScheduleState.objects.using(self.store.alias).aggregate(now=Coalesce(Max(UTCNow()), UTCNow()))
         answer: datetime = asked["now"]
@@ -458,7 +517,9 @@ class Fleet:
         before = boot()
         now = self.now()
         after = boot()
-        self.journal.write("clock", at=(before + after) / 2, now=now, spread=after - before)
+        # Which is all that is known of when this was, and by how much a clock of whole seconds was behind.
+        spread = after - before + 2 * self.coarse
+        self.journal.write("clock", at=(before + after) / 2, now=now, spread=spread)
         return (before + after) / 2, now
 
     def make_due(self, names: Iterable[str] | None = None, due_at: datetime | None = None) -> datetime:
@@ -471,6 +532,17 @@ class Fleet:
         if due_at is None:
             due_at = self.now().replace(second=0, microsecond=0)
         since = due_at - timedelta(seconds=1)
+        if self.cache_lock is not None:
+            wanted = None if names is None else set(names)
+            there = self.cache_lock.rows()
+            assert there, "No such row."
+            self.put(
+                dataclasses.replace(row, last_due_at=since, schedule_since=since, next_due_at=due_at, not_before=since)
+                if wanted is None or row.task in wanted
+                else row
+                for row in there
+            )
+            return since
         rows = ScheduledLock.objects.using(self.store.alias)
         if names is not None:
             rows = rows.filter(task__in=list(names))
@@ -479,18 +551,30 @@ class Fleet:
         )
         return since
 
+    def put(self, rows: Iterable[Row]) -> None:
+        """Empty the cache, and have its lock register its tasks with these rows. Only while nobody runs any of them."""
+        assert self.cache is not None
+        self.cache.server.kind.empty()
+        text = json.dumps([dataclasses.asdict(row) for row in rows], default=datetime.isoformat)
+        self.register(env={"FLEET_ROWS": text, "FLEET_NOW": (self.now() - timedelta(hours=1)).isoformat()})
+
     def runs(self, task: str | None = None, **having: Any) -> list[ScheduledRun]:
         """Return the runs and skips, in the order in which they were written."""
         if task is not None:
             having["task"] = task
         return list(ScheduledRun.objects.using(self.store.alias).filter(**having).order_by("pk"))
 
-    def locks(self, **having: Any) -> list[ScheduledLock]:
+    def locks(self) -> list[ScheduledLock] | list[Row]:
         """Return the rows of the tasks."""
-        return list(ScheduledLock.objects.using(self.store.alias).filter(**having).order_by("task"))
+        if self.cache_lock is not None:
+            return sorted(self.cache_lock.rows(), key=lambda row: row.task)
+        return list(ScheduledLock.objects.using(self.store.alias).order_by("task"))
 
-    def lock(self, task: str) -> ScheduledLock:
+    def lock(self, task: str) -> ScheduledLock | Row:
         """Return the row of one task."""
+        if self.cache_lock is not None:
+            (row,) = self.cache_lock.rows([task])
+            return row
         return ScheduledLock.objects.using(self.store.alias).get(task=task)
 
     def cleanups(self, task: str | None = None) -> list[CleanupLog]:
@@ -567,6 +651,8 @@ class Fleet:
                         pipe.close()
             post.popen.wait(10)
         connections[self.store.alias].close()
+        if self.cache_lock is not None:
+            self.cache_lock.close()
         assert not left, f"These processes could not be ended: {left}"
 
 

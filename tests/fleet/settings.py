@@ -2,7 +2,7 @@
 The settings of a fleet's servers: the tests' own, one of the projects, and what the test wants otherwise.
 
 FLEET_PROJECT names the package, so that its schedule.py is found as the project's own. FLEET_SETTINGS is a JSON object
-of keys of MULTISERVER_SCHEDULE, durations in seconds.
+of keys of MULTISERVER_SCHEDULE, durations in seconds. FLEET_CACHES is the cache "lock", where there is one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 from datetime import timedelta
 
+from tests.caches import settings_of
 from tests.settings import *  # noqa: F403
 from tests.settings import DATABASES, INSTALLED_APPS
 
@@ -24,6 +25,7 @@ MULTISERVER_SCHEDULE = {
     for key, value in json.loads(os.environ.get("FLEET_SETTINGS", "{}")).items()
 }
 DATABASES["default"].setdefault("OPTIONS", {}).update(json.loads(os.environ.get("FLEET_DATABASE_OPTIONS", "{}")))
+CACHES = settings_of(os.environ.get("FLEET_CACHES", ""))
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

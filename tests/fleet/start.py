@@ -7,7 +7,9 @@ The barrier is a lock on a file that the test holds: all who wait go on at the s
 "faults": text, "server": name, "args": [...]}): set-up is most of what a short pass costs. It answers with a line
 at the start ({"pid": …}) and one at the end ({"pid": …, "status": …}).
 
-``--register`` only has the declarations seen by the store.
+``--register`` only has the declarations seen by the stores. FLEET_ROWS, a JSON list, says as what rows a cache lock,
+which is empty, shall register its tasks, and FLEET_NOW when that was: so long ago that it waits no more for owners that
+an emptied store may have forgotten.
 """
 
 from __future__ import annotations
@@ -19,9 +21,14 @@ import select
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from . import journal
+
+if TYPE_CHECKING:
+    from multiserver_schedule.locks.base import Before
 
 
 def mend_what_libfaketime_breaks() -> None:
@@ -89,7 +96,27 @@ def register() -> None:
 
     discover()
     for store in service.stores(conf.load(), registry.tasks):
-        store.lock.sync(store.declared)
+        if store.lock.transactional:
+            store.lock.sync(store.declared)
+        else:
+            moment = os.environ.get("FLEET_NOW")
+            store.lock.sync(store.declared, elsewhere=given, now=datetime.fromisoformat(moment) if moment else None)
+
+
+def given(names: Sequence[str]) -> Mapping[str, Before]:
+    """Say of rows that they come from another store, where they were as FLEET_ROWS has them."""
+    from multiserver_schedule.entries import Row
+    from multiserver_schedule.locks.base import Before
+
+    rows = {}
+    for values in json.loads(os.environ.get("FLEET_ROWS", "[]")):
+        times = {
+            key: datetime.fromisoformat(value)
+            for key, value in values.items()
+            if value is not None and (key.endswith("_at") or key in ("schedule_since", "not_before"))
+        }
+        rows[values["task"]] = Before(row=Row(**{**values, **times}))
+    return {name: rows[name] for name in names if name in rows}
 
 
 def post() -> None:

@@ -137,8 +137,9 @@ class Deaths:
                 self.at[self._watched[file]] = now
 
     def are_gone(self, *pids: int) -> bool:
-        """Are all of these dead?"""
-        return all(pid in self.at or not is_alive(pid) for pid in pids)
+        """Are all of these dead, and is it noted when those died that are watched?"""
+        watched = {*self._watched.values()}
+        return all(pid in self.at or (pid not in watched and not is_alive(pid)) for pid in pids)
 
 
 class Wire:

@@ -225,7 +225,7 @@ class MemcachedLock(BaseLock):
 
     def look(self, declared: Declarations, *, ahead: timedelta = timedelta(0), now: datetime | None = None) -> Look:
         with self._line.call():
-            read = self._read_all(_rows_of(declared), now)
+            read = self._read_all(declared.rows, now)
             lower = read.moment.lower
             at = time_of(lower)
             state = read.get(STATE)
@@ -294,7 +294,7 @@ class MemcachedLock(BaseLock):
         for attempt in range(ROUNDS):
             _pause(attempt)
             with self._line.call():
-                read = self._read_all(_rows_of(declared), now)
+                read = self._read_all(declared.rows, now)
                 asked = [] if before is not None else self._to_ask_of(declared, read)
                 if before is not None or not asked:
                     if self._put_right(declared, before or {}, read, done):
@@ -457,7 +457,7 @@ class MemcachedLock(BaseLock):
     def _findings(self, declared: Declarations, read: Read, state: Kept, taken: Sequence[str] = ()) -> _Findings:
         directory = directory_of(read)
         versions = versions_of(state, declared.server)
-        names = _rows_of(declared)
+        names = declared.rows
         scopes = set()
         for key, scope in keys(declared).items():
             seen = [each for each in versions if each.scope == scope and each.first_seen_at is not None]
@@ -484,7 +484,7 @@ class MemcachedLock(BaseLock):
         # Ten thousand hashes at each look would be most of it.
         given = (declared.digest, declared.server_digest, declared.server)
         if self._fingerprints[0] != given:
-            found = {name: task.fingerprint for name, task in _rows_of(declared).items()}
+            found = {name: task.fingerprint for name, task in declared.rows.items()}
             self._fingerprints = (given, found)
             self._longest = _longest_lease(declared)
         return self._fingerprints[1]
@@ -912,10 +912,6 @@ def _is_key(made: str) -> bool:
 def _longest_lease(declared: Declarations) -> timedelta:
     default = conf.load().lease
     return max((task.lease or default for task in declared.tasks.values()), default=default)
-
-
-def _rows_of(declared: Declarations) -> dict[str, ScheduledTask]:
-    return {task.row_name(declared.server): task for task in declared.tasks.values()}
 
 
 def _grouped(items: Iterable[Any], by: Callable[[Any], str]) -> dict[str, list[Any]]:

@@ -22,8 +22,6 @@ MOST_REAPED: Final = 100
 """Clean-ups that a row keeps until they are recorded: further ones drop the oldest, which the log then names."""
 RELEASED_KEPT: Final = 16
 """Released owners that the row of a task that may overlap remembers; others remember the last one."""
-BY_HAND: Final = ("manual", "backfill")
-"""Triggers that leave ``last_due_at`` alone."""
 STATE: Final = "state"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -257,7 +255,7 @@ def _fence_of(kept: Kept, run: Kept) -> int:
 
 
 def _with_run(kept: Kept, occurrence: Occurrence, owner: str, fence: int, run: Kept) -> Kept:
-    if _may_overlap(occurrence):
+    if occurrence.may_overlap:
         return {**kept, "runs": {**(kept.get("runs") or {}), owner: {**run, "fence": fence}}}
     return {**kept, **run, "owner": owner, "owner_fence": fence}
 
@@ -268,10 +266,6 @@ def _without_run(kept: Kept, owner: str) -> Kept:
     return {**kept, "runs": {each: run for each, run in kept["runs"].items() if each != owner}}
 
 
-def _may_overlap(occurrence: Occurrence) -> bool:
-    return occurrence.task.overlap == "allow"
-
-
 # -- claim and skip ---------------------------------------------------------------------------------------------------
 
 
@@ -279,9 +273,9 @@ def may_start(kept: Kept | None, occurrence: Occurrence, lower: int, state: Kept
     """May this be claimed, as far as its row says?"""
     if kept is None or _is_elsewhere(kept) or (kept.get("hold_until") or 0) > lower:
         return False
-    if kept.get("owner") and not _may_overlap(occurrence):
+    if kept.get("owner") and not occurrence.may_overlap:
         return False
-    if occurrence.trigger in BY_HAND:
+    if occurrence.is_by_hand:
         return True
     return bool(_is_open(kept, occurrence, lower, state) and kept["not_before"] <= lower)
 
@@ -299,7 +293,7 @@ def claimed(kept: Kept, occurrence: Occurrence, owner: str, server: str, moment:
         "finish_by": None if limit is None else moment.upper + length(limit),
     }
     kept = {**_with_run(kept, occurrence, owner, fence, run), "fence": fence}
-    return kept if occurrence.trigger in BY_HAND else _moved_on(kept, occurrence)
+    return kept if occurrence.is_by_hand else _moved_on(kept, occurrence)
 
 
 def skipped(skip: Skip, stamp: str, kept: Kept | None, read: Read) -> tuple[Kept | None, tuple[Skip, int] | None]:
@@ -356,7 +350,7 @@ def may_return(kept: Kept | None, claim: Claim, stands_until: int, lower: int) -
         return False
     if claim.owner == kept.get("freed") or was_released(kept, claim.owner):
         return False
-    return _may_overlap(claim.occurrence) or not kept.get("owner") or _fence_of(kept, kept) < claim.fence
+    return claim.occurrence.may_overlap or not kept.get("owner") or _fence_of(kept, kept) < claim.fence
 
 
 def returned(kept: Kept, claim: Claim) -> Kept:
@@ -370,7 +364,7 @@ def returned(kept: Kept, claim: Claim) -> Kept:
     }
     kept = _with_run(kept, occurrence, claim.owner, claim.fence, run)
     last = kept["last_due_at"]
-    if occurrence.trigger not in BY_HAND:
+    if not occurrence.is_by_hand:
         last = max(last, micros(occurrence.due_at))
     return {**kept, "last_due_at": last, "fence": max(kept["fence"], claim.fence)}
 
@@ -392,7 +386,7 @@ def was_released(kept: Kept | None, owner: str) -> bool:
 
 def freed(kept: Kept, item: ReleasedClaim, moment: Moment) -> Kept:
     """End a run that was released: its break begins, and its owner is remembered."""
-    owner, may_overlap = item.claim.owner, _may_overlap(item.claim.occurrence)
+    owner, may_overlap = item.claim.owner, item.claim.occurrence.may_overlap
     most = RELEASED_KEPT if may_overlap else 1
     kept = {**_without_run(kept, owner), "released": [*(kept.get("released") or ()), owner][-most:]}
     if item.outcome.started and item.min_break and not may_overlap:

@@ -31,7 +31,7 @@ from ..base import (
 )
 from ..versions import SEEN_EVERY, is_known, keys, take_overs
 from .line import Line
-from .mend import Mended, Survey, adopted, mend, needs_mending, rows_of, to_ask_of, trouble
+from .mend import Mended, Survey, adopted, mend, needs_mending, to_ask_of, trouble
 from .rows import (
     EPOCH,
     Stored,
@@ -51,8 +51,6 @@ TIMEOUT: Final = 3.0
 BATCH: Final = 1000
 """Rows read or written in one step of a sync, and freed in one of a reap: Redis serves nobody else meanwhile."""
 RETRIES: Final = 20
-BY_HAND: Final = ("manual", "backfill")
-"""Triggers that leave the due times alone."""
 REMEMBERED: Final = 10_000
 """Owners of which it is known that their release was recorded: one that is sent again is not recorded twice."""
 
@@ -201,7 +199,7 @@ class RedisLock(BaseLock):
             elif kind == "resync":
                 resync.add(key)
         there = set(names) | set(due)
-        rows = {stored.row.task: stored for stored in self._read(there | set(rows_of(declared)))}
+        rows = {stored.row.task: stored for stored in self._read(there | set(declared.rows))}
         is_whole = (
             len(names) == len(due) == int(state.get("rows") or -1)
             and runs_are_whole == "1"
@@ -255,8 +253,8 @@ class RedisLock(BaseLock):
                 micros(o.task.limit),
                 owner,
                 o.task.fingerprint,
-                _by_hand(o),
-                _may_overlap(o),
+                o.is_by_hand,
+                o.may_overlap,
             ]
             for owner, o in owners.items()
         ]
@@ -298,7 +296,7 @@ class RedisLock(BaseLock):
 
     def _settle(self, record: ClaimRecorder, now: datetime | None) -> list[Claim]:
         """Return, and record, the claims that turned out to be ours although their answer was lost."""
-        items = [[o.row, owner, _may_overlap(o)] for sent in self._pending for owner, o in sent.occurrences.items()]
+        items = [[o.row, owner, o.may_overlap] for sent in self._pending for owner, o in sent.occurrences.items()]
         at, standing = self._line.call("settle", now=micros(now), items=items)
         found: list[Claim] = []
         left: list[_Pending] = []
@@ -350,7 +348,7 @@ class RedisLock(BaseLock):
         """
         if not claims:
             return set()
-        items = [[c.occurrence.row, c.owner, micros(c.occurrence.lease), _may_overlap(c.occurrence)] for c in claims]
+        items = [[c.occurrence.row, c.owner, micros(c.occurrence.lease), c.occurrence.may_overlap] for c in claims]
         at, missed = self._line.call("renew", now=micros(now), items=items)
         gone = [claims[int(place) - 1] for place in missed]
         back = self._come_back(gone, int(at), now)
@@ -380,8 +378,8 @@ class RedisLock(BaseLock):
                 claim.server,
                 micros(claim.acquired_at),
                 micros(claim.finish_by),
-                _may_overlap(claim.occurrence),
-                _by_hand(claim.occurrence),
+                claim.occurrence.may_overlap,
+                claim.occurrence.is_by_hand,
                 claim.task.fingerprint,
                 micros(claim.occurrence.next_due_at),
             ]
@@ -428,7 +426,7 @@ class RedisLock(BaseLock):
                 item.claim.occurrence.row,
                 item.claim.owner,
                 micros(item.min_break) if item.outcome.started else "",
-                _may_overlap(item.claim.occurrence),
+                item.claim.occurrence.may_overlap,
             ]
             for item in released
         ]
@@ -506,14 +504,6 @@ class RedisLock(BaseLock):
 def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
-
-
-def _by_hand(occurrence: Occurrence) -> bool:
-    return occurrence.trigger in BY_HAND
-
-
-def _may_overlap(occurrence: Occurrence) -> bool:
-    return occurrence.task.overlap == "allow"
 
 
 def _longest_lease(declared: Declarations) -> timedelta:

@@ -59,10 +59,6 @@ class Mended:
     missing: int = 0
 
 
-def rows_of(declared: Declarations) -> dict[str, ScheduledTask]:
-    return {task.row_name(declared.server): task for task in declared.tasks.values()}
-
-
 def needs_mending(declared: Declarations, survey: Survey) -> bool:
     """Is something lost, or may it be, or has another version left some of it for this one to repair?"""
     return not survey.is_whole or survey.is_doubtful or not survey.resync.isdisjoint(keys(declared))
@@ -76,7 +72,7 @@ def to_ask_of(declared: Declarations, survey: Survey, changes: Sequence[TakeOver
         held = _held_scopes(declared, survey, changes)
         names += [
             name
-            for name, task in rows_of(declared).items()
+            for name, task in declared.rows.items()
             if name not in survey.rows and _scope(task, declared) in held and name not in taken
         ]
     return names
@@ -90,7 +86,7 @@ def mend(
     lease: timedelta,
 ) -> Mended:
     """Compute every row that is to be written, and what is to be told of it."""
-    mine = rows_of(declared)
+    mine = declared.rows
     held = _held_scopes(declared, survey, changes)
     taking = {name: change for change in changes for name in change.tasks}
     mends = needs_mending(declared, survey)
