@@ -175,7 +175,10 @@ class _Checker:
 
     def may_be_unwritten(self, keeper: int | None) -> bool:
         """May this keeper have been killed before the history was written of what it did?"""
-        return self.evidence.afterwards and keeper in self.evidence.killed
+        # Killed before the run noted whose it was, it is none of those that were launched: the run has another parent.
+        launched = {line.get("keeper") for line in self.evidence.lines if line["event"] == "launched"}
+        was_gone = bool(launched) and keeper is not None and keeper not in launched
+        return self.evidence.afterwards and (keeper in self.evidence.killed or was_gone)
 
     def may_never_end(self, run: Any) -> bool:
         """
