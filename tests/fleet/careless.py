@@ -15,8 +15,8 @@ def careless_lock(alias: str, options: Mapping[str, Any]) -> BaseLock:
     """Return the lock that fits the cache, without the time that it gives to live owners to come back."""
     lock = CacheLock(alias, options)
     module: Any = sys.modules[type(lock).__module__]
-    assert module._longest_lease
-    module._longest_lease = lambda declared: timedelta(0)
+    assert module.longest_lease
+    module.longest_lease = lambda declared: timedelta(0)
     if type(lock).__name__ == "MemcachedLock":
         from multiserver_schedule.locks.memcached import line
 

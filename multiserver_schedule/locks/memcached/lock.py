@@ -16,14 +16,12 @@ from typing import Any, Final
 
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS
 from pymemcache.exceptions import MemcacheError  # type: ignore[import-untyped]
 
 from ... import conf
 from ...entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, ScheduledTask, Skip
 from ...exceptions import ScheduleError, StoreTimeout
 from ..base import (
-    BaseLock,
     Before,
     ClaimRecorder,
     CleanupRecorder,
@@ -35,6 +33,7 @@ from ..base import (
     Synced,
     nowhere_else,
 )
+from ..cached import CachedLock, longest_lease
 from ..versions import FORGOTTEN_AFTER, is_known, keys, registered, take_overs
 from .line import Line, server_of
 from .rows import (
@@ -91,9 +90,6 @@ from .rows import (
     with_names,
 )
 
-OPTIONS: Final = ("cache", "timeout", "using")
-TIMEOUT: Final = 3.0
-"""Seconds that connecting, and each wait for the server, may take."""
 ROUNDS: Final = 40
 """How often a change is tried anew, where others change the same row."""
 CLAIM_ROUNDS: Final = 8
@@ -179,7 +175,7 @@ class _Done:
                 self.note(trouble)
 
 
-class MemcachedLock(BaseLock):
+class MemcachedLock(CachedLock):
     """
     Keeps leases and due times in one Memcached server: the one of the cache ``OPTIONS["cache"]``.
 
@@ -188,25 +184,11 @@ class MemcachedLock(BaseLock):
     dead owner may be lost with its row. A look reads all rows, so its cost grows with the number of tasks.
     """
 
-    transactional = False
-
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
         super().__init__(alias, options)
-        unknown = sorted(set(options) - set(OPTIONS))
-        if unknown:
-            raise ImproperlyConfigured(
-                f"The lock {alias!r} has no option {unknown[0]!r}. Options are: {', '.join(OPTIONS)}."
-            )
-        self.using = options.get("using", DEFAULT_DB_ALIAS)
-        self.cache = options.get("cache", "default")
-        timeout = options.get("timeout", TIMEOUT)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-            raise ImproperlyConfigured(
-                f"The option 'timeout' of the lock {alias!r} should be seconds, more than 0, not {timeout!r}."
-            )
         server, name = server_of(self.cache, alias)
         given = caches.settings[self.cache].get("OPTIONS") or {}
-        self._line = Line(server, name, float(timeout), given.get("tls_context"))
+        self._line = Line(server, name, self.timeout, given.get("tls_context"))
         self._make_key: Callable[[str], Any] = caches[self.cache].make_key
         self._items: dict[str, bytes] = {}
         self._item(STATE)  # A prefix that makes no key is said here, and not at three in the morning.
@@ -486,7 +468,7 @@ class MemcachedLock(BaseLock):
         if self._fingerprints[0] != given:
             found = {name: task.fingerprint for name, task in declared.rows.items()}
             self._fingerprints = (given, found)
-            self._longest = _longest_lease(declared)
+            self._longest = longest_lease(declared)
         return self._fingerprints[1]
 
     # -- claim --------------------------------------------------------------------------------------------------------
@@ -907,11 +889,6 @@ def _naming_dropped(step: Callable[[Kept | None, Read], tuple[Kept | None, Reape
 
 def _is_key(made: str) -> bool:
     return len(made.encode()) <= 250 and not any(ord(letter) < 33 or ord(letter) == 127 for letter in made)
-
-
-def _longest_lease(declared: Declarations) -> timedelta:
-    default = conf.load().lease
-    return max((task.lease or default for task in declared.tasks.values()), default=default)
 
 
 def _grouped(items: Iterable[Any], by: Callable[[Any], str]) -> dict[str, list[Any]]:

@@ -10,14 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS
-
 from ... import conf
 from ...entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, Skip
 from ...exceptions import StoreRefused
 from ..base import (
-    BaseLock,
     Before,
     ClaimRecorder,
     CleanupRecorder,
@@ -29,6 +25,7 @@ from ..base import (
     Synced,
     nowhere_else,
 )
+from ..cached import CachedLock, longest_lease
 from ..versions import SEEN_EVERY, is_known, keys, take_overs
 from .line import Line
 from .mend import Mended, Survey, adopted, mend, needs_mending, to_ask_of, trouble
@@ -45,9 +42,6 @@ from .rows import (
     version_of,
 )
 
-OPTIONS: Final = ("cache", "timeout", "using")
-TIMEOUT: Final = 3.0
-"""Seconds that a connection, and each call, may take: with one repetition it stays well within a lease."""
 BATCH: Final = 1000
 """Rows read or written in one step of a sync, and freed in one of a reap: Redis serves nobody else meanwhile."""
 RETRIES: Final = 20
@@ -73,7 +67,7 @@ class _Pending:
         return [replace(self, occurrences=rest)] if rest else []
 
 
-class RedisLock(BaseLock):
+class RedisLock(CachedLock):
     """
     Keeps leases and due times in the Redis or Valkey of the cache alias ``OPTIONS["cache"]``, always on its primary.
 
@@ -83,19 +77,7 @@ class RedisLock(BaseLock):
 
     def __init__(self, alias: str, options: Mapping[str, Any]) -> None:
         super().__init__(alias, options)
-        unknown = sorted(set(options) - set(OPTIONS))
-        if unknown:
-            raise ImproperlyConfigured(
-                f"The lock {alias!r} has no option {unknown[0]!r}. Its options are: {', '.join(OPTIONS)}."
-            )
-        self.using = options.get("using", DEFAULT_DB_ALIAS)
-        self.cache = options.get("cache", "default")
-        timeout = options.get("timeout", TIMEOUT)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-            raise ImproperlyConfigured(
-                f"The option 'timeout' of the lock {alias!r} should be a number of seconds above 0, not {timeout!r}."
-            )
-        self._line = Line(alias, self.cache, float(timeout))
+        self._line = Line(alias, self.cache, self.timeout)
         self._stands: dict[str, int] = {}
         """Until when each claim of this process stands, by owner, by the store's clock."""
         self._told: dict[str, None] = {}
@@ -157,7 +139,7 @@ class RedisLock(BaseLock):
         3. Rows that another version would have to repair wait for it, and it is told so by its next look.
         4. Write, unless something of it has changed meanwhile: then all over again.
         """
-        lease = _longest_lease(declared)
+        lease = longest_lease(declared)
         before: dict[str, Before] = {}
         asked: set[str] = set()
         for attempt in range(RETRIES):
@@ -504,9 +486,3 @@ class RedisLock(BaseLock):
 def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
-
-
-def _longest_lease(declared: Declarations) -> timedelta:
-    """Return how long an owner that was lost may take to come back: later its own lease has ended."""
-    usual = conf.load().lease
-    return max([usual, *(task.lease for task in declared.tasks.values() if task.lease is not None)])
