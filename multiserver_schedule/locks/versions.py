@@ -74,7 +74,7 @@ def is_known(declared: Declarations, versions: Iterable[_V], now: datetime) -> t
     stale = []
     known = True
     for key, scope in keys(declared).items():
-        newest = _newest(versions, scope)
+        newest = newest_of(versions, scope)
         if newest is not None and newest.key == key:
             if newest.seen_at is None or newest.seen_at <= now - SEEN_EVERY:
                 stale.append(key)
@@ -88,7 +88,7 @@ def take_overs(declared: Declarations, versions: Iterable[_V], now: datetime) ->
     versions = list(versions)
     found = []
     for key, scope in keys(declared).items():
-        newest = _newest(versions, scope)
+        newest = newest_of(versions, scope)
         is_back = key in {version.key for version in versions}
         if newest is not None and (newest.key == key or (is_back and not _is_gone(newest, now))):
             continue
@@ -184,7 +184,8 @@ def _moved_here(mine: Row, task: ScheduledTask, now: datetime, before: Before) -
     return row
 
 
-def _newest(versions: Iterable[_V], scope: str) -> _V | None:
+def newest_of(versions: Iterable[_V], scope: str) -> _V | None:
+    """Return the version whose schedule holds in this scope: the one that took over last."""
     seen = [version for version in versions if version.scope == scope and version.first_seen_at is not None]
     return max(seen, key=lambda version: (version.first_seen_at, version.key), default=None)
 

@@ -34,7 +34,7 @@ from ..base import (
     nowhere_else,
 )
 from ..cached import CachedLock, longest_lease
-from ..versions import FORGOTTEN_AFTER, is_known, keys, registered, take_overs
+from ..versions import FORGOTTEN_AFTER, is_known, keys, newest_of, registered, take_overs
 from .line import Line, server_of
 from .rows import (
     STATE,
@@ -442,8 +442,7 @@ class MemcachedLock(CachedLock):
         names = declared.rows
         scopes = set()
         for key, scope in keys(declared).items():
-            seen = [each for each in versions if each.scope == scope and each.first_seen_at is not None]
-            newest = max(seen, key=lambda each: (each.first_seen_at, each.key), default=None)
+            newest = newest_of(versions, scope)
             if key in taken or (newest is not None and newest.key == key):
                 scopes.add(scope)
         held = {name: task for name, task in names.items() if scope_of(name) in scopes}
