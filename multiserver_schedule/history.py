@@ -324,9 +324,22 @@ class Afterwards(History):
             before = self._runs().filter(status="running", task__in=rows).exclude(owner__in=owners)
             before.update(status="abandoned", reason=FORGOTTEN, finished_at=now)
             History.started(self, claims, now)
+            self._pass_over_what_was_doubted()
 
         about = [("the start of a run", c.occurrence.row, c.occurrence.due_at, c.server) for c in claims]
         self._write(_Entry(write, about))
+
+    def _pass_over_what_was_doubted(self) -> None:
+        """Blame nobody for a due time that was recorded as missed when its store had lost it: it had been claimed."""
+        if not self.violations:
+            return
+        of_these = self._runs().filter(
+            status="skipped",
+            task__in={claim.occurrence.row for claim in self.violations},
+            due_at__in={claim.occurrence.due_at for claim in self.violations},
+        )
+        doubted = set(of_these.values_list("task", "due_at"))
+        self.violations = [c for c in self.violations if (c.occurrence.row, c.occurrence.due_at) not in doubted]
 
     def skipped(self, skips: Sequence[Skip], now: datetime) -> None:
         """Record due times that were given up, as soon as the database takes it."""

@@ -577,3 +577,20 @@ def test_a_log_level_means_the_same_wherever_the_lock_is(
 
     with override_settings(MULTISERVER_SCHEDULE={"LOG_LEVEL": level}), in_cache(place, server):
         assert sorted(heading(log_of_an_hour(store, lock))) == sorted(lines)
+
+
+def test_a_run_that_was_taken_for_missed_when_its_store_lost_it_is_recorded_and_nobodys_fault(
+    store: Store, history: Away
+) -> None:
+    """Whoever found the loss could not know of it: the server that ran it had not come to record it."""
+    first = claim(1)
+    history.skipped([Skip(occurrence=first.occurrence, reason="missed")], NOON + MINUTE)
+    history.started([first], NOON + MINUTE)
+    assert history.violations == []
+    found = ScheduledRun.objects.using(store.alias).order_by("pk").values_list("status", "attempt")
+    assert list(found) == [("skipped", 1), ("running", 2)]
+    twice = claim(2)
+    history.started([twice], NOON + 2 * MINUTE)
+    again = dataclasses.replace(twice, owner=str(uuid.uuid4()))
+    history.started([again], NOON + 2 * MINUTE)
+    assert history.violations == [again], "a due time that really ran twice is told of"
