@@ -187,7 +187,7 @@ class Cycle:
         self.tell("lost_rows", lock=store.lock.alias, text=synced.trouble, count=len(synced.lost))
         skips = []
         for name, since in synced.lost.items():
-            task = store.declared.tasks.get(name.partition("@")[0])
+            task = store.declared.task_of(name)
             due_at = task.latest(synced.now, after=since) if task is not None and since is not None else None
             if task is None or since is None or due_at is None:
                 continue
@@ -242,7 +242,7 @@ class Cycle:
             return True
         if row.next_due_at <= first + AHEAD:
             return True
-        task = store.declared.tasks.get(row.task.partition("@")[0])
+        task = store.declared.task_of(row.task)
         return task is not None and task.timetable.is_subminute and row.next_due_at <= first + self.hand_over
 
     def _is_ours(self, occurrence: Occurrence) -> bool:
@@ -515,7 +515,7 @@ class Cycle:
 
     def tell_cleanup(self, store: Store, cleanup: Cleanup) -> None:
         """Have the signal of a clean-up sent, by the server that made it."""
-        task = store.declared.tasks.get(cleanup.task.partition("@")[0])
+        task = store.declared.task_of(cleanup.task)
         fields = {key: _plain(getattr(cleanup, key)) for key in _CLEANUP}
         self.tell("cleaned", cleanup=fields, command=task.text if task else cleanup.task, alias=store.history.using)
 

@@ -500,7 +500,7 @@ def _running(claim: Claim, leases: bool) -> ScheduledRun:
         owner=claim.owner,
         fence=claim.fence,
         started_at=claim.acquired_at,
-        expires_at=claim.expires_at if leases and claim.task.overlap == "allow" else None,
+        expires_at=claim.expires_at if leases and o.may_overlap else None,
     )
 
 

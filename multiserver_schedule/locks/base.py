@@ -33,6 +33,10 @@ class Declarations:
     server_digest: str
     """Of those that have a row on this server; "" when there are none."""
 
+    def task_of(self, row: str) -> ScheduledTask | None:
+        """Return the task that a row of this name is of, on whichever server; None where it is not declared."""
+        return self.tasks.get(row.partition("@")[0])
+
     @property
     def rows(self) -> dict[str, ScheduledTask]:
         """The tasks by the names of their rows here."""

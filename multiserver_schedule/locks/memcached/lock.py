@@ -425,7 +425,7 @@ class MemcachedLock(CachedLock):
         moment = read.moment
         new: dict[str, Kept] = {}
         for key, kept in read.rows():
-            task = declared.tasks.get(kept["task"].partition("@")[0])
+            task = declared.task_of(kept["task"])
             new[key] = held_back(kept, task, moment, self._longest)
         stored = self._write(read, new)
         for key, kept in read.rows():
