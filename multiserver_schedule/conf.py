@@ -11,6 +11,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
+from django.utils.module_loading import import_string
 
 from .exceptions import ConfigurationError
 
@@ -46,6 +47,8 @@ class Settings:
     history_runs: int = 100
     log_level: str = "abandoned"
     abandoned_after: timedelta = timedelta(minutes=10)
+    housekeeping: bool = True
+    """Shall a daily task of our own, ``multiserver_schedule.prune``, keep the history as short as it is set?"""
     maintenance_mode: Any = None
     """True, False, or a callable (or its dotted path) that says whether the project is in maintenance mode."""
 
@@ -81,6 +84,8 @@ def load() -> Settings:
             values[name] = _one_of(key, value, RUNNERS)
         elif name == "log_level":
             values[name] = _one_of(key, value, LOG_LEVELS)
+        elif name == "housekeeping":
+            values[name] = _truth(key, value)
         elif name == "maintenance_mode":
             values[name] = value
         elif value is None and name in ("time_zone", "environment", "server_name"):
@@ -102,6 +107,19 @@ def load() -> Settings:
             "so that a lease outlives one renewal that fails. A third of it is a good value."
         )
     return loaded
+
+
+def maintenance_mode() -> Any:
+    """Return what the settings say of it now: a bool, a callable, or its dotted path."""
+    given = getattr(settings, SETTING, {})
+    return given.get("MAINTENANCE_MODE") if isinstance(given, Mapping) else None
+
+
+def is_in_maintenance(answer: Any) -> bool:
+    """Ask the project whether it is in maintenance mode: a bool, a callable, or the dotted path of one."""
+    if isinstance(answer, str):
+        answer = import_string(answer)
+    return bool(answer() if callable(answer) else answer)
 
 
 def _nearest(key: object, known: tuple[str, ...]) -> str:
@@ -141,6 +159,12 @@ def _duration(key: str, value: object, *, zero: bool) -> timedelta:
 def _whole(key: str, value: object, *, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{SETTING}[{key!r}] should be a whole number from {least} up, not {value!r}.")
+    return value
+
+
+def _truth(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{SETTING}[{key!r}] should be True or False, not {value!r}.")
     return value
 
 

@@ -29,7 +29,7 @@ from math import gcd
 from typing import Final, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo, available_timezones
 
-__all__ = ["Cron", "CronError", "Every", "Timetable", "Window"]
+__all__ = ["Cron", "CronError", "Every", "Timetable", "Window", "clock_changes"]
 
 Seconds: TypeAlias = int
 Minute: TypeAlias = int
@@ -483,6 +483,17 @@ def _changes(zone: ZoneInfo, start: Seconds, end: Seconds) -> Iterator[tuple[Sec
                     unknown = middle
             yield unknown, after
         before = after
+
+
+def clock_changes(zone: str, after: datetime, until: datetime) -> list[tuple[datetime, timedelta, timedelta]]:
+    """Return the clock changes of a zone in ``(after, until]``: when, and its offsets from UTC before and after."""
+    first, last = _window(after, until)
+    offset = _offset(_zone(zone), first - 1)
+    found = []
+    for at, changed in _changes(_zone(zone), first - 1, last):
+        found.append((_moment(at), timedelta(seconds=offset), timedelta(seconds=changed)))
+        offset = changed
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -13,9 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from .conf import Settings
-from .due import Plan, Policy, plan
+from .due import Plan, Policy, manual, plan
 from .entries import (
     EVERY_MISSED,
+    WAITING,
     Claim,
     Cleanup,
     CleanupReason,
@@ -23,12 +24,14 @@ from .entries import (
     Outcome,
     ReleasedClaim,
     Row,
+    ScheduledTask,
     Skip,
 )
 from .faults import point
 from .history import History
 from .locks.base import BaseLock, Before, Declarations, Look, Synced
-from .run.base import Ended, Margins, Message, Runner, Started, Vanished, boot_time
+from .run.base import Ended, Margins, Message, Runner, Started, Vanished, boot_time, starts_untold
+from .run.beside import events
 
 AHEAD: Final = timedelta(seconds=5)
 """Cron fires by the server's clock; what is due so soon by the store's is waited for, not left for a minute."""
@@ -48,6 +51,8 @@ class Running:
     began_at: datetime
     began: float
     lost: bool = False
+    cancelled: bool = False
+    """Has it been told to end, for a newer due time?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Finished:
     """Has its own process sent the signals of its end?"""
     cleanup: CleanupReason | None = None
     """Why freeing its lock is a clean-up, and leaves the trace of one; None where the run ended by itself."""
+    retry_in: timedelta | None = None
 
 
 @dataclass(slots=True)
@@ -109,6 +115,8 @@ class Cycle:
     _tried: dict[tuple[str, datetime], int] = field(default_factory=dict)
     _offered: dict[tuple[str, datetime], Occurrence] = field(default_factory=dict)
     """Due times that this pass wanted and has not won."""
+    _broken: dict[str, str] = field(default_factory=dict)
+    """By the name of a task whose due times cannot be computed: what was said of it."""
 
     # -- look, reap, claim, skip ------------------------------------------------------------------------------------
 
@@ -130,14 +138,18 @@ class Cycle:
             look = store.lock.look(store.declared, ahead=AHEAD, now=now)
         first = self.first_look.setdefault(store.lock.alias, look.now)
         step.interrupted |= look.interrupted_at is not None and look.interrupted_at > first
+        if step.interrupted:
+            return
         if look.paused:
             step.paused = True
             return
 
         found = self._plan(store, look)
         for task, why in found.broken:
-            self.failures += 1
-            self.tell("trouble", doing=f"computing when {task.name} is due", error=why)
+            if self._broken.get(task.name) != why:
+                self._broken[task.name] = why
+                self.failures += 1
+                self.tell("trouble", doing=f"computing when {task.name} is due", error=why)
         self._tell_who_was_slower(store, found)
 
         def when(moment: datetime) -> float:
@@ -150,8 +162,14 @@ class Cycle:
         for occurrence, row in found.resting:
             if self._is_ours(occurrence):
                 step.no_later_than(when(row.not_before) + 0.01)
-        if found.next_at is not None and found.next_at <= look.now + AHEAD:
-            step.no_later_than(when(found.next_at) + 0.002)
+        for moment in (found.next_at, found.put_off_to):
+            if moment is not None and (moment is found.put_off_to or moment <= look.now + AHEAD):
+                step.no_later_than(when(moment) + 0.002)
+        for about in found.due:
+            # One that is due again in a moment is not seen to be by a look that finds it due, held or resting.
+            later = about.task.offset(about.row)
+            if about.next_due_at is not None and look.now < about.next_due_at + later <= look.now + AHEAD:
+                step.no_later_than(when(about.next_due_at + later) + 0.002)
 
     def _look(self, store: Store, now: datetime | None) -> Look:
         look = store.lock.look(store.declared, ahead=AHEAD, now=now)
@@ -163,6 +181,8 @@ class Cycle:
     def sync(self, store: Store, *, now: datetime | None = None) -> None:
         """Have the store know these declarations, and say what is new, what came from elsewhere, what was lost."""
 
+        paused: dict[str, str] = {}
+
         def elsewhere(names: Sequence[str]) -> Mapping[str, Before]:
             found: dict[str, Before] = {}
             last = {} if store.lock.transactional else store.history.last_due(names)
@@ -171,11 +191,23 @@ class Cycle:
                     theirs = found.get(row.task)
                     if theirs is None or theirs.row is None or theirs.row.last_due_at < row.last_due_at:
                         found[row.task] = Before(row=row, store=other.lock.alias, last_due_at=last.get(row.task))
+                    if row.paused:
+                        paused[row.task] = row.paused_reason
             for name, due_at in last.items():
                 found.setdefault(name, Before(last_due_at=due_at))
             return found
 
         synced = store.lock.sync(store.declared, elsewhere=elsewhere, now=now)
+        if not store.lock.transactional:
+            # What it may have forgotten, the database has noted.
+            noted = store.history.paused(store.lock.alias)
+            if noted is None:
+                about = f"asking the database what is paused in the lock {store.lock.alias!r}"
+                self.tell("trouble", doing=about, error="it does not answer, and what the lock has forgotten runs")
+            paused |= noted or {}
+        for name, reason in paused.items():
+            # Whichever store has it now: somebody paused it.
+            store.lock.pause([name] if name else None, reason=reason, now=now)
         if synced.lost:
             self._tell_loss(store, synced)
         registered = [name for name in synced.registered if name not in synced.lost]
@@ -240,6 +272,8 @@ class Cycle:
         first = self.first_look.get(store.lock.alias)
         if self.hand_over is None or first is None or row.next_due_at is None:
             return True
+        if row.retry_at is not None or row.wanted_at is not None:
+            return True
         if row.next_due_at <= first + AHEAD:
             return True
         task = store.declared.task_of(row.task)
@@ -258,18 +292,52 @@ class Cycle:
     def _claim(
         self, store: Store, found: Plan, step: Step, when: Callable[[datetime], float], now: datetime | None
     ) -> None:
-        ready = [occurrence for occurrence in found.ready if self._is_ours(occurrence)]
+        # A service has no successor: what it has tried in vain, it tries at each of its looks.
+        ready = [each for each in found.ready if self.hand_over is None or self._is_ours(each)]
         offered = ready if self.runner.at_once is None else ready[: max(0, self.runner.at_once - len(self.running))]
+        claims = self._take_up(store, offered, when, now)
+        step.claimed += len(claims)
+        self._want_the_others(ready, claims, step)
+
+    def by_hand(
+        self, store: Store, task: ScheduledTask, *, due_at: datetime | None = None, now: datetime | None = None
+    ) -> Occurrence | str:
+        """
+        Start one run that somebody asked for: of this due time again (a backfill), or now.
+
+        Return what is being run, or why nothing was started.
+        """
+        server = self.settings.server_name
+        looked = boot_time()
+        look = self._look(store, now)
+        if look.expired:
+            self._reap(store, now)
+        rows = store.lock.rows([task.row_name(server)])
+        if not rows:
+            return "its row is gone from the lock's table; restore it from a backup, or rename the task"
+        wanted = manual(task, rows[0], look.now, self.policy)
+        if due_at is not None:
+            wanted = dataclasses.replace(wanted, due_at=due_at, trigger="backfill")
+        claims = self._take_up(store, [wanted], lambda at: looked + (at - look.now).total_seconds(), now)
+        mine = next((claim for claim in claims if claim.occurrence.due_at == wanted.due_at), None)
+        return mine.occurrence if mine is not None else _why_not(store.lock.rows([wanted.row])[0])
+
+    def _take_up(
+        self, store: Store, offered: Sequence[Occurrence], when: Callable[[datetime], float], now: datetime | None
+    ) -> list[Claim]:
+        """Claim these, start what was won, and record it: in the claim's own transaction, or once it runs."""
         if offered:
             point("before_claim")
         late: list[tuple[Sequence[Claim], datetime]] = []
         sent = boot_time()
         # Each store counts what this server holds in it; what this process runs for other stores, only it knows.
         elsewhere = sum(running.store is not store for running in self.running.values())
+        by_hand = bool(offered) and all(each.is_by_hand and not each.requested for each in offered)
         claims = store.lock.claim(
             offered,
             server=self.settings.server_name,
-            slots=max(0, self.settings.max_concurrency - elsewhere),
+            # Somebody waits for it at a terminal: it takes no slot from anybody, and none has to be free.
+            slots=None if by_hand else max(0, self.settings.max_concurrency - elsewhere),
             # What is recorded after the fact anyway is recorded once it runs: a database that hangs delays nothing.
             record=store.history.started if store.lock.transactional else lambda won, at: late.append((won, at)),
             now=now,
@@ -286,8 +354,7 @@ class Cycle:
         for claim in store.history.violations if claims else ():
             self.failures += 1
             self.tell("tripwire", about=claim.occurrence, text="this due time had a run already: was a commit lost?")
-        step.claimed += len(claims)
-        self._want_the_others(ready, claims, step)
+        return claims
 
     def _want_the_others(self, ready: Sequence[Occurrence], claims: Sequence[Claim], step: Step) -> None:
         """Look again for what was not won: somebody was faster, no slot is free, or a row was locked for a moment."""
@@ -303,7 +370,8 @@ class Cycle:
                 self._offered[key] = occurrence
             if not full:
                 self._tried[key] = self._tried.get(key, 0) + 1
-            step.no_later_than(boot_time() + (1.0 if full else _AGAIN))
+            if self._is_ours(occurrence):
+                step.no_later_than(boot_time() + (1.0 if full else _AGAIN))
 
     def _tell_who_was_slower(self, store: Store, found: Plan) -> None:
         """Say of each due time that was offered, not won and is not open any more: another server has it."""
@@ -313,6 +381,8 @@ class Cycle:
         for key in of_this:
             if key not in still:
                 self.tell("busy", about=self._offered.pop(key))
+        for key in [key for key in self._tried if key not in still and store.declared.task_of(key[0]) is not None]:
+            del self._tried[key]
 
     def start(self, store: Store, claim: Claim, sent: float) -> None:
         """Run what was claimed; ``sent`` is the boot time before the claim was sent, from which its lease counts."""
@@ -348,7 +418,13 @@ class Cycle:
         skips = list(found.missed)
         for occurrence, row in found.held:
             alive = row.renewed_at is not None and row.renewed_at >= occurrence.due_at
-            if alive and occurrence.task.catch_up != EVERY_MISSED:
+            if occurrence.task.overlap in WAITING:
+                if occurrence.task.overlap == "cancel_other" and row.owner is not None and not row.cancelled:
+                    store.lock.cancel({row.task: row.owner}, now=now)
+                # A pass that only waits for its turn leaves the looking to the next one, in good part.
+                patient = occurrence.task.overlap == "queue_one" and self.hand_over is not None
+                step.no_later_than(boot_time() + (5.0 if patient else 1.0))
+            elif alive and occurrence.task.catch_up != EVERY_MISSED:
                 skips.append(Skip(occurrence=occurrence, reason="held", holder=row.server, held_since=row.acquired_at))
             elif self._is_ours(occurrence):
                 # Alive or dead? Its next renewal tells, or the end of its lease: until then the due time stays open.
@@ -376,21 +452,33 @@ class Cycle:
 
     def renew_in(self, store: Store, *, now: datetime | None = None) -> None:
         """Renew every lease in one store."""
-        mine = [running for running in self.running.values() if running.store is store and not running.lost]
+        mine = [each for each in self.running.values() if each.store is store and not each.lost and not each.cancelled]
         if not mine:
             return
         sent = boot_time()
         standing = store.lock.renew([running.claim for running in mine], now=now)
         moved = {}
+        cancelled = self._cancelled(store, [running for running in mine if running.claim.owner not in standing])
         for running in mine:
             claim = running.claim
             if claim.owner in standing:
                 running.until = moved[claim.owner] = sent + claim.occurrence.lease.total_seconds()
+            elif claim.owner in cancelled:
+                # Its lease is not renewed any more, and lasts until it is released, or as long as it would have.
+                running.cancelled = True
+                self.runner.end(claim.owner, "cancelled")
             else:
                 running.lost = True
                 self.runner.end(claim.owner, "lost")
                 self.tell("lost", about=claim.occurrence, fence=claim.fence)
         self.runner.renew(moved)
+
+    def _cancelled(self, store: Store, missing: Sequence[Running]) -> set[str]:
+        """Return the owners among those whose lease was not renewed that have it still, and shall end."""
+        if not missing:
+            return set()
+        rows = store.lock.rows([running.claim.occurrence.row for running in missing])
+        return {row.owner for row in rows if row.cancelled and row.owner is not None}
 
     # -- record and release -----------------------------------------------------------------------------------------
 
@@ -417,7 +505,7 @@ class Cycle:
     def _tell_start(self, owner: str) -> None:
         """Have ``task_started`` sent for a program, of which no process of ours is there to say it itself."""
         running = self.running.get(owner)
-        if running is not None and running.claim.task.kind == "exec" and not running.claim.task.filters:
+        if running is not None and starts_untold(running.claim.task):
             about = running.claim.occurrence
             self.tell(
                 "started",
@@ -433,11 +521,19 @@ class Cycle:
         running = self.running.pop(owner, None)
         if running is None:
             return
-        if outcome.started and outcome.status != "succeeded":
+        if running.cancelled and outcome.status in ("failed", "lost"):
+            outcome = dataclasses.replace(
+                outcome, status="cancelled", reason="a newer due time went before it", error=""
+            )
+        elif outcome.started and outcome.status != "succeeded":
             self.failures += 1
         if outcome.status == "timed_out":
             cleanup = "overran"
-        self.unrecorded.append(Finished(running, outcome, told, cleanup))
+        retry_in = _retry_in(running, outcome, cleanup)
+        if retry_in is not None:
+            again = f"tried again in {retry_in.total_seconds():.0f} s" if retry_in else "run again"
+            outcome = dataclasses.replace(outcome, reason="; ".join(filter(None, [outcome.reason, again])))
+        self.unrecorded.append(Finished(running, outcome, told, cleanup, retry_in))
 
     def release(self, *, now: datetime | None = None) -> bool:
         """Record and release everything that has ended; raises what a store raises, and forgets nothing then."""
@@ -457,8 +553,10 @@ class Cycle:
             ReleasedClaim(
                 claim=finished.running.claim,
                 outcome=finished.outcome,
-                min_break=finished.running.claim.occurrence.min_break,
+                # Who was cancelled makes way at once.
+                min_break=timedelta(0) if finished.running.cancelled else finished.running.claim.occurrence.min_break,
                 cleanup=finished.cleanup,
+                retry_in=finished.retry_in,
             )
             for finished in mine
         ]
@@ -502,6 +600,10 @@ class Cycle:
             started_at=running.began_at,
             key=about.key,
         )
+        if not finished.told:
+            # Nobody is left in the run's own process to take the steps that follow its end.
+            for event in events(claim, outcome, final=lost or finished.retry_in is None):
+                self.runner.report(event)
 
     # -- tell -------------------------------------------------------------------------------------------------------
 
@@ -521,6 +623,28 @@ class Cycle:
 
 
 _CLEANUP: Final = [item.name for item in dataclasses.fields(Cleanup)]
+
+
+def _retry_in(running: Running, outcome: Outcome, cleanup: CleanupReason | None) -> timedelta | None:
+    """Return after how long the due time is to be tried again; None where this was the end of it."""
+    about = running.claim.occurrence
+    if outcome.status in ("failed", "timed_out"):
+        ended_at = running.began_at + timedelta(seconds=boot_time() - running.began)
+        return about.retry_after if about.is_retried(ended_at) else None
+    if cleanup == "runner_lost" and about.attempt < about.rerun_up_to:
+        return timedelta(0)
+    return None
+
+
+def _why_not(row: Row) -> str:
+    """Say why a run that somebody asked for was not started."""
+    if row.owner is not None:
+        return f"held by {row.server} since {row.acquired_at:%Y-%m-%d %H:%M:%SZ}"
+    if row.moved_from:
+        return f"its last run in the lock {row.moved_from!r} has not ended"
+    if row.moved_to:
+        return f"it is in the lock {row.moved_to!r} now"
+    return f"its lock's store is new or has lost data, and lets nobody start before {row.not_before:%Y-%m-%d %H:%M:%SZ}"
 
 
 def _is_at_rest(row: Row, now: datetime) -> bool:

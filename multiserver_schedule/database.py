@@ -1,4 +1,4 @@
-"""A database connection whose call another thread can break off, and what its errors mean."""
+"""A database's clock, a connection to it whose call another thread can break off, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -7,12 +7,45 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any, Final
 
-from django.db import OperationalError, connections
+from django.db import NotSupportedError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import DateTimeField, Func, Max, QuerySet
+from django.db.models.functions import Coalesce
 
 _PORTS: Final = {"postgresql": 5432, "mysql": 3306}
+
+
+class UTCNow(Func):
+    """
+    The database's clock in UTC, the same throughout a statement.
+
+    Django's ``Now()`` is local time on MySQL unless the session's zone is UTC.
+    """
+
+    output_field = DateTimeField()
+
+    def as_sql(self, compiler: Any, connection: BaseDatabaseWrapper, *args: Any, **context: Any) -> Any:
+        raise NotSupportedError(f"multiserver_schedule does not know how {connection.vendor} tells UTC time.")
+
+    def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        return super().as_sql(compiler, connection, template="STATEMENT_TIMESTAMP()", **context)
+
+    def as_mysql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        return super().as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+    def as_sqlite(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        template = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
+        return super().as_sql(compiler, connection, template=template, **context)
+
+
+def clock_of(rows: QuerySet[Any]) -> datetime:
+    """Return the time by the clock of the database of these rows, whether there is one or not."""
+    # An aggregate answers even where there is no row.
+    answer: datetime = rows.aggregate(now=Coalesce(Max(UTCNow()), UTCNow()))["now"]
+    return answer
 
 
 class Line:

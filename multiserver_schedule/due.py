@@ -7,12 +7,13 @@ its catch-up window.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from .entries import EVERY_MISSED, Occurrence, Row, ScheduledTask, Skip, Trigger
+from .entries import EVERY_MISSED, WAITING, Occurrence, Row, ScheduledTask, Skip, Trigger
 
 LONGEST_DEFAULT_CATCH_UP: Final = timedelta(hours=6)
 SHORTEST_DEFAULT_CATCH_UP: Final = timedelta(minutes=1)
@@ -20,6 +21,7 @@ DEFAULT_BREAK: Final = timedelta(seconds=10)  # the seeds' ten seconds, for anyt
 SLOW_START: Final = timedelta(seconds=60)
 """A pass that cron starts this late still loses nothing, whatever the catch-up window says."""
 
+_MOMENT: Final = timedelta(seconds=1)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NEVER_AGAIN: Final = timedelta(days=366)
 
@@ -51,7 +53,21 @@ class Plan:
     broken: list[tuple[ScheduledTask, str]] = field(default_factory=list)
     """Tasks whose due times cannot be computed (a zone that this machine does not have), and why."""
     next_at: datetime | None = None
-    """The first due time still to come among the rows that were looked at."""
+    """The first moment still to come at which one of the rows that were looked at may be started."""
+    put_off_to: datetime | None = None
+    """The first of these that is only later because of jitter: its due time has come."""
+
+    @property
+    def due(self) -> Iterator[Occurrence]:
+        """Everything whose time has come, whatever becomes of it."""
+        yield from self.ready
+        yield from (occurrence for occurrence, _ in (*self.held, *self.resting))
+        yield from (skip.occurrence for skip in self.missed)
+
+    def no_later_than(self, moment: datetime | None) -> None:
+        """Note that something may be started at ``moment``."""
+        if moment is not None and (self.next_at is None or moment < self.next_at):
+            self.next_at = moment
 
 
 def plan(
@@ -77,22 +93,36 @@ def plan(
             continue
         if maintenance and not task.even_in_maintenance_mode:
             continue
+        # With jitter a task lives that much later than its due times.
+        later = task.offset(row.task)
         try:
-            due = _due(task, row, now, policy)
-            first = None if due is not None else task.next(max(row.since, now))
-        except ValueError as error:  # this task's alone: the others are none the worse
-            found.broken.append((task, str(error)))
+            due = _due(task, row, now - later, policy)
+            first = None if due is not None else task.next(max(row.since, now - later))
+        except Exception as error:  # this task's alone: the others are none the worse
+            found.broken.append((task, str(error) if isinstance(error, ValueError) else repr(error)))
             continue
+        is_free = task.overlap == "allow" or row.owner is None
         if due is None:
-            if first and (found.next_at is None or first < found.next_at):
-                found.next_at = first
+            if later and (put_off := task.next(row.since)) is not None and put_off <= now:
+                found.put_off_to = min(put_off + later, found.put_off_to or put_off + later)
+            found.no_later_than(first and first + later)
+            due = _owed(task, row, policy) if row.retry_at is not None else None
+            if due is not None and row.retry_at is not None and (row.retry_at > now or not is_free or row.moved_from):
+                # Somebody's manual run may have the lock: it is asked again in a moment.
+                found.no_later_than(max(row.retry_at, now + _MOMENT))
+                due = None
+        if row.wanted_at is not None and is_free and not row.moved_from:
+            # Whatever else is due for it is found by the next look.
+            found.ready.append(dataclasses.replace(manual(task, row, row.wanted_at, policy), requested=True))
+        elif due is None:
+            continue
         elif isinstance(due, Skip):
             found.missed.append(due)
         elif row.moved_from:
             found.moving.append((due, row))
-        elif task.overlap != "allow" and row.owner is not None:
+        elif not is_free:
             found.held.append((due, row))
-        elif row.not_before > now:
+        elif row.not_before > now and not due.is_retry:
             found.resting.append((due, row))
         else:
             found.ready.append(due)
@@ -144,6 +174,25 @@ def manual(task: ScheduledTask, row: Row, now: datetime, policy: Policy) -> Occu
     )
 
 
+def _owed(task: ScheduledTask, row: Row, policy: Policy) -> Occurrence | None:
+    """Return the further attempt that the row owes, of the due time that it had last."""
+    if row.attempt < 2:
+        return None
+    following = task.next(row.since)
+    period = following - row.last_due_at if following else None
+    return Occurrence(
+        task=task,
+        row=row.task,
+        pk=row.pk,
+        due_at=row.last_due_at,
+        next_due_at=following,
+        trigger=row.trigger,
+        attempt=row.attempt,
+        lease=task.lease or policy.lease,
+        min_break=task.min_break if task.min_break is not None else default_break(period, policy),
+    )
+
+
 def _task_of(row: Row, tasks: Mapping[str, ScheduledTask], server: str) -> ScheduledTask | None:
     name, _, on = row.task.partition("@")
     task = tasks.get(name)
@@ -170,7 +219,10 @@ def _due(task: ScheduledTask, row: Row, now: datetime, policy: Policy) -> Occurr
     following = task.next(max(due_at, since))
     period = following - due_at if following else _NEVER_AGAIN
     count = (task.timetable.count(since, due_at) if latest else 0) + (inherited is not None)
-    if now - due_at > catch_up_window(task, period, policy):
+    # One that waits for the end of another run is as old as that end, which began the break.
+    waits = task.overlap in WAITING
+    age = now - (max(due_at, row.not_before) if waits else due_at)
+    if age > catch_up_window(task, period, policy) and not (waits and row.owner is not None):
         given_up = _occurrence(task, row, due_at, following, policy, now=now, missed=count - 1)
         return Skip(occurrence=given_up, reason="missed")
     missed_at = None

@@ -16,14 +16,19 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 
 Kind = Literal["command", "call", "exec"]
-Overlap = Literal["skip", "allow"]
+Overlap = Literal["skip", "allow", "queue_one", "cancel_other"]
 Trigger = Literal["schedule", "catch_up", "manual", "backfill"]
-Status = Literal["succeeded", "failed", "timed_out", "skipped", "abandoned", "lost"]
+Status = Literal["succeeded", "failed", "timed_out", "cancelled", "skipped", "abandoned", "lost"]
 SkipReason = Literal["held", "filtered", "missed"]
 CleanupReason = Literal["lease_expired", "overran", "runner_lost", "released_by_hand"]
+Moment = Literal["before", "after", "success", "failure"]
 
 EVERY_MISSED: Final = "all"
 """The catch-up that runs each missed due time, oldest first, instead of the latest alone."""
+WAITING: Final = ("queue_one", "cancel_other")
+"""The overlap policies under which a due time waits for the end of another run, and is not skipped."""
+RERUNS: Final = 3
+"""How often a due time is run again because the server that ran it died: a task that kills its server must end, too."""
 
 
 class DueTimes(Protocol):
@@ -64,6 +69,44 @@ class Filter:
     runs_if: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A function of the project's that is called beside the run, in a process that renews no lease."""
+
+    moment: Moment
+    """"after" is after every run, however it went."""
+    function: Callable[..., Any] | str
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The arguments of which it is given those that its signature names."""
+        return ("run",) if self.moment == "before" else ("run", "status", "output", "error", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """An address that is told by a GET, as a dead man's switch wants it."""
+
+    moment: Moment
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """Who gets the output by mail."""
+
+    to: tuple[str, ...]
+    only_on_failure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """Where what is printed goes, beside its end in the history."""
+
+    path: str
+    append: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledTask:
     """One declaration of a ``schedule.py``, complete and verified. ``name`` is its identity on all servers."""
@@ -91,6 +134,18 @@ class ScheduledTask:
     """``ensure_finished``: how long a run may take before its processes are ended."""
     catch_up: timedelta | Literal["all", "none"] | None = None
     """How old a due time may be and still run; None: as the settings and the period say."""
+    jitter: timedelta | None = None
+    """Each due time starts later by a part of this, always the same for this name; ``due_at`` stays what it is."""
+    retries: int = 0
+    """How often a due time is tried again after a failure."""
+    backoff: timedelta = timedelta(minutes=1)
+    """Before the first of these; twice as long before each further one."""
+    rerun: bool = False
+    """Is a due time run again, by whichever server, when the one that ran it has died?"""
+    hooks: tuple[Hook, ...] = ()
+    pings: tuple[Ping, ...] = ()
+    mails: tuple[Mail, ...] = ()
+    output_file: OutputFile | None = None
 
     @property
     def text(self) -> str:
@@ -121,9 +176,25 @@ class ScheduledTask:
         """Return the first due time after ``after``, or None."""
         return self.timetable.next(after)
 
+    def offset(self, row: str) -> timedelta:
+        """Return how much later than its due times this row starts: some of the jitter, the same on every server."""
+        if self.jitter is None:
+            return timedelta(0)
+        return self.jitter * _fraction(row)
+
+    @property
+    def is_ours(self) -> bool:
+        """Is it declared by this package itself, and not by the project?"""
+        return self.module.startswith(f"{__package__}.")
+
     def row_name(self, server: str) -> str:
         """Return the name of this task's row: a task ``on_every_server`` has one for each."""
         return f"{self.name}@{server}" if self.on_every_server else self.name
+
+
+def _fraction(text: str) -> float:
+    """Return a number in [0, 1) that is this text's on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 def dotted_path(function: Callable[..., Any]) -> str:
@@ -152,6 +223,18 @@ class Row:
     renewed_at: datetime | None = None
     expires_at: datetime | None = None
     paused: bool = False
+    paused_at: datetime | None = None
+    paused_reason: str = ""
+    attempt: int = 1
+    """Of the last due time: the one that runs or ran last, or, with ``retry_at``, the one that is owed."""
+    trigger: Trigger = "schedule"
+    """Of the last due time."""
+    retry_at: datetime | None = None
+    """From when on the last due time is to be tried again, unless a newer one comes before."""
+    wanted_at: datetime | None = None
+    """When somebody asked for a run that no server has started yet."""
+    cancelled: bool = False
+    """Has its holder been told to end the run, since a newer due time goes before it?"""
     moved_to: str = ""
     """The alias of the store that has the task by now: nobody claims it here any more."""
     moved_from: str = ""
@@ -161,6 +244,11 @@ class Row:
     def since(self) -> datetime:
         """Due times are computed after this moment."""
         return max(self.last_due_at, self.schedule_since)
+
+    @property
+    def wanted_from(self) -> datetime | None:
+        """The earliest moment at which there is something to do for it: its hint, a retry, a run that was asked for."""
+        return min(filter(None, (self.next_due_at, self.retry_at, self.wanted_at)), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +268,8 @@ class Occurrence:
     """The latest of them."""
     trigger: Trigger = "schedule"
     attempt: int = 1
+    requested: bool = False
+    """Is this the run that the row's ``wanted_at`` asks for? Then that is its ``due_at``, and the claim settles it."""
     lease: timedelta
     min_break: timedelta
 
@@ -187,6 +277,34 @@ class Occurrence:
     def is_by_hand(self) -> bool:
         """Did somebody ask for it? Then the schedule does not notice it."""
         return self.trigger in ("manual", "backfill")
+
+    @property
+    def is_retry(self) -> bool:
+        """Is it a further attempt at a due time that was claimed before?"""
+        return self.attempt > 1 and not self.is_by_hand
+
+    @property
+    def rerun_up_to(self) -> int:
+        """Up to which attempt the death of its server leads to another one; 0: never."""
+        return self.task.retries + 1 + RERUNS if self.task.rerun and not self.is_by_hand else 0
+
+    @property
+    def retry_after(self) -> timedelta | None:
+        """
+        How long after a failure the next attempt begins, or None after the last one.
+
+        Twice as long each time, and up to a fifth more or less, so that tasks that failed together do not come back
+        together (but the same on every server that computes it).
+        """
+        if self.is_by_hand or self.attempt > self.task.retries:
+            return None
+        spread: float = 2 ** (self.attempt - 1) * (0.8 + 0.4 * _fraction(f"{self.key}/{self.attempt}"))
+        return self.task.backoff * spread
+
+    def is_retried(self, ended_at: datetime) -> bool:
+        """Does a failure at this moment lead to another attempt? Never across the next due time."""
+        after = self.retry_after
+        return after is not None and (self.next_due_at is None or ended_at + after < self.next_due_at)
 
     @property
     def may_overlap(self) -> bool:
@@ -271,6 +389,8 @@ class ReleasedClaim:
     min_break: timedelta
     cleanup: CleanupReason | None = None
     """"overran" when the run was ended at its limit: the release is then a clean-up, and leaves its trace."""
+    retry_in: timedelta | None = None
+    """When the due time is to be tried again; the store minds it only while no newer one has come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from django.db.models import Case, DateTimeField, F, Max, QuerySet, Value, When
 
 from .database import Line
 from .entries import Claim, Cleanup, Outcome, ReleasedClaim, Skip, Trigger
-from .models import CleanupLog, ScheduledRun
+from .models import CleanupLog, ScheduledRun, ScheduleState
 
 ABANDONED: Final[Mapping[str, str]] = {
     "lease_expired": "its server stopped renewing the lease",
@@ -73,8 +74,8 @@ class History:
         self._insert([_running(claim, self.leases) for claim in claims])
         there = set(self._owned(claims).values_list("owner", flat=True))
         refused = [claim for claim in claims if claim.owner not in there]
-        # Two manual runs may well be asked for at the same moment.
-        self.violations = [claim for claim in refused if claim.occurrence.trigger != "manual"]
+        # Two manual runs may well be asked for at the same moment, and a due time be made up for more than once.
+        self.violations = [claim for claim in refused if not claim.occurrence.is_by_hand]
         if refused:
             self._insert_as_further_attempts(refused)
 
@@ -199,7 +200,7 @@ class History:
             o = claim.occurrence
             run = _running(claim, self.leases)
             run.attempt = most.get((o.row, o.due_at, o.trigger), o.attempt) + 1
-            run.reason = "" if o.trigger == "manual" else "this due time had a run already"
+            run.reason = "" if o.is_by_hand else "this due time had a run already"
             runs.append(run)
         self._insert(runs)
 
@@ -272,10 +273,48 @@ class History:
         most = connections[self.using].features.max_query_params
         return 10_000 if most is None else max(1, min(10_000, (most - 50) // per_row))
 
-    def _batches(self, items: Sequence[_T]) -> Iterator[Sequence[_T]]:
-        size = self._batch_size(PARAMS_PER_ROW)
+    def _batches(self, items: Sequence[_T], per_row: int = PARAMS_PER_ROW) -> Iterator[Sequence[_T]]:
+        size = self._batch_size(per_row)
         for start in range(0, len(items), size):
             yield items[start : start + size]
+
+    # -- what is paused in a lock that may lose it --------------------------------------------------------------------
+
+    def paused(self, alias: str) -> dict[str, str] | None:
+        """
+        Return what is paused in this lock, as ``note_pause`` has it: by the row's name ("": everything), and why.
+
+        None where the database does not answer, so that it is not known: ask again.
+        """
+        start = pause_key(alias, "")
+        noted = self._states().filter(key__startswith=start).values_list("key", "row", "paused_reason")
+        # Databases differ on case in LIKE.
+        return {row: reason for key, row, reason in noted if key.startswith(start)}
+
+    def note_pause(self, alias: str, names: Sequence[str], reason: str, now: datetime) -> None:
+        """Keep that these rows ("": everything) are paused in this lock, which takes it from here after a loss."""
+        for batch in self._batches(sorted(set(names)), per_row=8):
+            keys = {pause_key(alias, name): name for name in batch}
+            self._states().filter(key__in=list(keys)).update(paused_reason=reason)
+            there = set(self._states().filter(key__in=list(keys)).values_list("key", flat=True))
+            new = [
+                ScheduleState(key=key, row=name, paused_at=now, paused_reason=reason)
+                for key, name in keys.items()
+                if key not in there
+            ]
+            self._states().bulk_create(new, ignore_conflicts=True)
+
+    def forget_pause(self, alias: str, names: Sequence[str]) -> list[str]:
+        """Undo ``note_pause``; return the names of those that were noted."""
+        noted: list[str] = []
+        for batch in self._batches(sorted({pause_key(alias, name) for name in names}), per_row=8):
+            noted += self._states().filter(key__in=batch).values_list("row", flat=True)
+            self._states().filter(key__in=batch).delete()
+        return noted
+
+    def _states(self) -> QuerySet[ScheduleState]:
+        states: QuerySet[ScheduleState] = ScheduleState.objects.using(self.using).order_by()
+        return states
 
 
 @dataclass(frozen=True)
@@ -390,6 +429,13 @@ class Afterwards(History):
             self._try(lambda: found.update(History.last_due(self, names)))
         return found
 
+    def paused(self, alias: str) -> dict[str, str] | None:
+        """Return what is paused in this lock; None where the database is away."""
+        found: list[dict[str, str] | None] = []
+        if self._may_try():
+            self._try(lambda: found.append(History.paused(self, alias)))
+        return found[-1] if found else None
+
     # -- trying -------------------------------------------------------------------------------------------------------
 
     @property
@@ -459,6 +505,12 @@ class Afterwards(History):
                 self._not_before = None
                 return True
         raise AssertionError("unreachable")
+
+
+def pause_key(alias: str, name: str) -> str:
+    """Return the key of the state that says that a row ("": everything) is paused in this lock."""
+    # A digest, for a name may be as long as a key.
+    return f"paused:{alias}:{hashlib.sha256(name.encode()).hexdigest()[:32] if name else ''}"
 
 
 def _abandoned(cleanup: Cleanup) -> ScheduledRun:

@@ -23,7 +23,7 @@ from django.apps import apps
 from django.db import DatabaseError
 
 from . import conf, signals
-from .entries import RunInfo, ScheduledTask
+from .entries import WAITING, RunInfo, ScheduledTask
 
 logger = logging.getLogger("multiserver_schedule")
 
@@ -48,6 +48,7 @@ class Teller:
     busy       (none)                                                         a line at "conflicts"
     synced     registered, changed (names of rows), now                       console line; problems as ERROR
     note       text, verbosity                                                console line
+    info       text                                                           INFO, console line
     trouble    doing, error, trace                                            ERROR
     lost_rows  lock, text, count                                              ERROR, console
     unrecorded text, by                                                       ERROR
@@ -62,6 +63,8 @@ class Teller:
     """Says what is wrong with a declaration that importing it did not show; asked of tasks that are new."""
     verbosity: int = 1
     stdout: TextIO | None = None
+    news: int = 1
+    """From which verbosity on it is said what has been registered."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Deliver one event. What a receiver raises is logged; what a log handler raises is not stopped here."""
@@ -80,15 +83,19 @@ class Teller:
     def _note(self, text: str, verbosity: int = 1, server: str = "") -> None:
         self._say(text, verbosity)
 
+    def _info(self, text: str, server: str) -> None:
+        logger.info("%s server=%s", text, server)
+        self._say(text)
+
     def _synced(self, registered: list[str], changed: list[str], now: str, server: str) -> None:
         seen = [task for row in [*registered, *changed] if (task := self._task(row)) is not None]
         for task in seen:
             for problem in self.verify(task):
                 logger.error("%s, line %s: %s task=%s", task.file, task.line, problem, task.name)
         for verb, rows in (("registered", registered), ("took over the new schedule of", changed)):
-            tasks = [task for row in rows if (task := self._task(row)) is not None]
+            tasks = [task for row in rows if (task := self._task(row)) is not None and not task.is_ours]
             if tasks:
-                self._say(f"{verb} {summary(tasks, datetime.fromisoformat(now))}")
+                self._say(f"{verb} {summary(tasks, datetime.fromisoformat(now))}", self.news)
 
     def _claimed(self, task: str, due_at: datetime, server: str, fence: int, trigger: str, attempt: int) -> None:
         log(
@@ -122,9 +129,10 @@ class Teller:
                 send(signals.task_succeeded, seconds=seconds, **ended)
             else:
                 send(signals.task_failed, status=status, error=error or reason, exception=None, **ended)
+        if status != "succeeded" and error.strip() and (told or not reason):
+            # What the run's own process gives as the reason is what went wrong beside it.
+            reason = "; ".join(filter(None, (error.strip().splitlines()[-1][:200], reason)))
         why = f" ({reason})" if reason else ""
-        if not why and status != "succeeded" and error:
-            why = f" ({error.strip().splitlines()[-1][:200]})"
         self._say(f"{short(due_at)} {task} {status}{why} in {seconds:.1f} s on {server}")
         log("verbose", logging.DEBUG, "released, %s", status, task=task, due=due_at, server=server)
 
@@ -165,9 +173,11 @@ class Teller:
                 log("conflicts", logging.INFO, "skipped: %s", why, task=task, due=due_at, server=server)
         elif reason == "missed":
             why = "missed" + (f", and {count - 1} before it" if count > 1 else "")
+            declared = self._task(task)
+            as_declared = declared is not None and declared.overlap in WAITING
             log(
-                "none",
-                logging.WARNING,
+                "conflicts" if as_declared else "none",
+                logging.INFO if as_declared else logging.WARNING,
                 "missed: nobody ran %s due time(s)",
                 count,
                 task=task,
@@ -244,7 +254,21 @@ def send(signal: Any, **arguments: Any) -> None:
 def log_failure(
     sender: Any, *, task: ScheduledTask | None, run: RunInfo, server: str, status: str, error: str, **rest: Any
 ) -> None:
-    """Log a failed run as ERROR with its traceback; connected to ``task_failed`` by the app."""
+    """
+    Log a failed run as ERROR with its traceback; connected to ``task_failed`` by the app.
+
+    One that made way for a newer due time did what its declaration says: INFO, at "conflicts".
+    """
+    if status == "cancelled":
+        log(
+            "conflicts",
+            logging.INFO,
+            "cancelled: a newer due time went before it",
+            task=run.name,
+            due=run.due_at,
+            server=server,
+        )
+        return
     exception = rest.get("exception")
     logger.error(
         "%s%s task=%s due=%s server=%s",

@@ -30,6 +30,16 @@ class ScheduledLock(models.Model):
     not_before = models.DateTimeField(_("not before"))
     paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
     paused_reason = models.CharField(_("paused because"), max_length=255, blank=True)
+    attempt = models.PositiveIntegerField(_("attempt"), default=1)
+    trigger = models.CharField(_("trigger"), max_length=10, default="schedule")
+    rerun_up_to = models.PositiveIntegerField(
+        default=0, help_text=_("Up to which attempt the death of its server leads to another one.")
+    )
+    retry_at = models.DateTimeField(_("retry at"), null=True, blank=True, db_index=True)
+    wanted_at = models.DateTimeField(
+        _("wanted at"), null=True, blank=True, db_index=True, help_text=_("When somebody asked for a run.")
+    )
+    cancelled_at = models.DateTimeField(_("cancelled at"), null=True, blank=True)
     moved_to = models.CharField(
         _("moved to"), max_length=100, blank=True, help_text=_("The lock that has the task by now.")
     )
@@ -41,7 +51,11 @@ class ScheduledLock(models.Model):
         verbose_name = _("scheduled lock")
         verbose_name_plural = _("scheduled locks")
         ordering = ["task"]
-        permissions = [("release_scheduledlock", "Can release scheduled lock by hand")]
+        permissions = [
+            ("release_scheduledlock", "Can release scheduled lock by hand"),
+            ("pause_scheduledlock", "Can pause and resume scheduled tasks"),
+            ("trigger_scheduledlock", "Can ask for a run of a scheduled task"),
+        ]
 
     def __str__(self) -> str:
         return self.task
@@ -65,6 +79,7 @@ class ScheduledRun(models.Model):
         SUCCEEDED = "succeeded", _("succeeded")
         FAILED = "failed", _("failed")
         TIMED_OUT = "timed_out", _("timed out")
+        CANCELLED = "cancelled", _("cancelled")
         SKIPPED = "skipped", _("skipped")
         ABANDONED = "abandoned", _("abandoned")
         LOST = "lost", _("lost")
@@ -140,15 +155,18 @@ class ScheduleState(models.Model):
     """
     What holds for all tasks, in one small table read by one statement at each pass.
 
-    Three kinds of row, told apart by ``key``: ``project`` (pause of everything, interrupt), ``declared:<digest>`` (one
-    for each set of declarations seen; its ``scope`` is empty, or the server whose own tasks it lists) and
-    ``server:<name>`` (touched by each claim of that server, which puts its claims in a row).
+    Four kinds of row, told apart by ``key``: ``project`` (pause of everything, interrupt), ``declared:<digest>`` (one
+    for each set of declarations seen; its ``scope`` is empty, or the server whose own tasks it lists),
+    ``server:<name>`` (touched by each claim of that server, which puts its claims in a row) and
+    ``paused:<lock>:<digest>`` (a pause in a lock that may lose data, which then takes it from here; where ``row`` is
+    empty, of all that the lock has).
     """
 
     PROJECT = "project"
 
-    key = models.CharField(max_length=100, unique=True)
+    key = models.CharField(max_length=255, unique=True)
     scope = models.CharField(max_length=64, blank=True)
+    row = models.CharField(max_length=255, blank=True, help_text=_("Of a pause: what is paused."))
     paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
     paused_reason = models.CharField(_("paused because"), max_length=255, blank=True)
     interrupted_at = models.DateTimeField(_("interrupted at"), null=True, blank=True)

@@ -1,40 +1,49 @@
 """
 The keeper: tick → cycle → renew → stop. It owns the clock, the signals of the process, and the patience with the store.
 
-It runs no user code and forks nothing once it has a connection. ``run_once`` is one pass, as cron starts it.
+It runs no user code and forks nothing once it has a connection. ``run_once`` is one pass, as cron starts it;
+``run_forever`` is a service, which looks again and again until it is told to end.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import heapq
 import json
+import os
+import random
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import FrameType
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, TextIO
 
 from django.core.cache import caches
-from django.db import connections
+from django.db import connections, reset_queries
 from django.utils.module_loading import import_string
 
 from . import conf, logs
 from .cycle import AHEAD, Cycle, Running, Step, Store
 from .declare import Discovered, discover, registry, verify
-from .due import Policy, is_meant_for, manual
-from .entries import Row, ScheduledTask
+from .due import Policy, is_meant_for
+from .entries import ScheduledTask
 from .exceptions import StoreTimeout, UnsafeTransaction
 from .faults import point
 from .history import Afterwards, History
 from .locks.base import BaseLock, Declarations
+from .notify import Notifier
 from .run.base import Runner, Vanished, boot_time
 from .run.child import main_spawned
 from .run.handle import ProcessRunner, usable_mode
 from .run.inline import InlineRunner
+from .run.perform import TookTooLong, limited
+from .watchdog import Hangs, Watchdog
 
 PATIENCE: Final = timedelta(seconds=55)
 """How long a pass with nothing running waits for a free slot or the end of a break: then its successor is there."""
@@ -49,6 +58,20 @@ HISTORY_GRACE: Final = 5.0
 REPORTS_GRACE: Final = 12.0
 """Seconds that the end of a pass waits for receivers and log handlers that have not finished."""
 
+LOOK_EVERY: Final = 4.5
+"""Seconds between the looks of a service, at most: whatever somebody asks for is seen within five."""
+GRACE: Final = 20.0
+"""Seconds that a stopped service gives its runs: with STOP_GRACE that fits into the 30 that containers are given."""
+SLOW_START: Final = timedelta(seconds=2)
+"""How late a service may be with a task that does not catch up."""
+BACK_OFF: Final = 5.0
+"""Seconds between two tries of a service at a store that is away, at most."""
+MAINTENANCE_LIMIT: Final = 1.0
+"""Seconds in which the project has to say whether it is in maintenance mode."""
+RUNNER_TRIES: Final = 4
+"""How often a service tries to start another runner, a second apart and then twice as long each time."""
+
+_NO_TABLE: Final = ("no such table", "does not exist", "doesn't exist")  # SQLite, PostgreSQL, MySQL
 _CHILD: Final = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -83,12 +106,25 @@ def stores(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> list[
     return found
 
 
-def is_in_maintenance(settings: conf.Settings) -> bool:
-    """Ask the project whether it is in maintenance mode: a bool, a callable, or the dotted path of one."""
-    answer = settings.maintenance_mode
-    if isinstance(answer, str):
-        answer = import_string(answer)
-    return bool(answer() if callable(answer) else answer)
+class Upcoming:
+    """The next due time among many tasks; each is computed anew only when it has passed."""
+
+    def __init__(self, tasks: Iterable[ScheduledTask], now: datetime) -> None:
+        self._heap: list[tuple[datetime, str, ScheduledTask]] = []
+        for task in tasks:
+            self._add(task, now)
+
+    def first(self, now: datetime) -> tuple[datetime, str] | None:
+        """Return the first due time after ``now``, and of which task."""
+        while self._heap and self._heap[0][0] <= now:
+            self._add(heapq.heappop(self._heap)[2], now)
+        return self._heap[0][:2] if self._heap else None
+
+    def _add(self, task: ScheduledTask, now: datetime) -> None:
+        with suppress(Exception):  # one that cannot be computed: a look tells of it
+            due_at = task.next(now)
+            if due_at is not None:
+                heapq.heappush(self._heap, (due_at, task.name, task))
 
 
 @dataclass(slots=True)
@@ -103,87 +139,22 @@ class Pass:
 # -- the keeper -------------------------------------------------------------------------------------------------------
 
 
-class Hangs(Protocol):
-    """What the watchdog can break off."""
+@dataclass(slots=True)
+class Outage:
+    """A store that is away, and when it is tried again."""
 
-    @property
-    def is_calling(self) -> bool:
-        """Is a call under way?"""
+    began: float
+    failing: set[str] = field(default_factory=set)
+    """What could not be done: LOOKING, KEEPING."""
+    tries: int = 0
+    hangs: bool = False
+    """Was it silent, where other stores wait meanwhile? Then it is given little time, and they go first."""
+    look_at: float = 0.0
+    keep_at: float = 0.0
 
-    def cut(self) -> bool:
-        """Break it off, from another thread; False when there is nothing to break."""
 
-
-class Watchdog:
-    """
-    Cuts a store call that hangs, from a thread of its own: a driver waiting in C answers no signal.
-
-    The thread exists only once there is a first call to watch, which is after the runner was forked.
-    """
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._call: tuple[Sequence[Hangs], float, int] | None = None
-        self._number = 0
-        self._cut = False
-        self._thread: threading.Thread | None = None
-        self._over = False
-
-    @property
-    def watching(self) -> bool:
-        """Is a call under way?"""
-        return self._call is not None
-
-    @contextmanager
-    def watch(self, calls: Sequence[Hangs], limit: float) -> Iterator[None]:
-        """Let the block take at most ``limit`` seconds; then the call to one of them is cut: StoreTimeout."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="schedule-watchdog", daemon=True)
-            self._thread.start()
-        with self._condition:
-            self._number += 1
-            self._cut = False
-            self._call = (calls, boot_time() + limit, self._number)
-            self._condition.notify()
-        try:
-            yield
-        except Exception as error:
-            if self._cut and not isinstance(error, StoreTimeout):
-                raise StoreTimeout(
-                    f"The lock's store did not answer within {limit:.1f} s; the call was cut."
-                ) from error
-            raise
-        finally:
-            with self._condition:
-                self._call = None
-
-    def stop(self) -> None:
-        """End the thread, before a fork; the next call to watch starts another."""
-        if self._thread is not None:
-            with self._condition:
-                self._over = True
-                self._condition.notify()
-            self._thread.join()
-            self._thread, self._over = None, False
-
-    def _run(self) -> None:
-        with self._condition:
-            while not self._over:
-                call = self._call
-                if call is None:
-                    self._condition.wait()
-                    continue
-                calls, deadline, number = call
-                left = deadline - boot_time()
-                if left > 0:
-                    self._condition.wait(min(left, 1.0))
-                    continue
-                self._cut = True
-                if not any(each.cut() for each in calls):
-                    # No socket yet, or none at all: interrupt whatever Python is in between.
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-                if self._call is not None and self._call[2] == number:
-                    self._call = (calls, boot_time() + 0.5, number)
+LOOKING: Final = "looking for what is due"
+KEEPING: Final = "renewing and recording"
 
 
 @dataclass(slots=True)
@@ -202,11 +173,21 @@ class Keeper:
     """Is there no runner, and can none be started? Then nothing more is claimed."""
     subminute: bool = False
     """Is a task declared, and meant for this server, that is due more than once a minute?"""
+    is_service: bool = False
+    notifier: Notifier = field(default_factory=Notifier)
+    hangups: int = 0
+    """How often the process was told that its terminal is gone, and has none."""
+    leave_by: float | None = None
+    """Boot time by which a service that was told to stop shall have left."""
     _turn: int = -1
-    _trouble: dict[str, str] = field(default_factory=dict)
-    """By the alias of a store that is away: what was said of it."""
-    _hung: dict[str, float] = field(default_factory=dict)
-    """By the alias of a store that was silent: until when the others go first."""
+    _began: float = field(default_factory=boot_time)
+    _away: dict[str, Outage] = field(default_factory=dict)
+    """By the alias of the store."""
+    _upcoming: Upcoming | None = None
+    _store_time: tuple[float, datetime] | None = None
+    """A boot time, and what a store's clock said then: for people, who do not mind what has drifted since."""
+    _maintenance_at: float = 0.0
+    _maintenance_told: bool = False
 
     @property
     def runner(self) -> Runner:
@@ -216,14 +197,13 @@ class Keeper:
     def one_pass(self) -> Pass:
         """Run what is due, wait for it, and say how it went."""
         done = Pass()
-        began = boot_time()
-        look_at: float | None = began
+        look_at: float | None = self._began
         self.runner.check()
         while True:
             if self.stopping or self.interrupted or self.crippled:
                 look_at = None
             if look_at is not None and boot_time() >= look_at:
-                look_at = self._look(done, began)
+                look_at = self._look_in_pass(done)
             self._attend()
             if self.stopping and self.cycle.running:
                 self._end_all()
@@ -237,78 +217,127 @@ class Keeper:
             done.status = 1
         return done
 
-    def manual_run(self, name: str) -> tuple[Pass, str]:
-        """Run one task now, under the same lock; return how it went, and who holds it when it could not start."""
+    def forever(self, grace: float) -> Pass:
+        """
+        Run what comes due until somebody ends it, and say how that went: 0 however the runs did, 1 when it gave up.
+
+        After an interrupt what runs may take as long as it takes; after a signal, ``grace`` seconds.
+        """
         done = Pass()
-        for store in self.cycle.stores:
-            task = store.declared.tasks.get(name)
-            if task is None:
-                continue
-            server = self.settings.server_name
-            with self._store_call(store):
-                look = store.lock.look(store.declared)
-                if not look.known:
-                    self.cycle.sync(store)
-                if look.expired:
-                    for cleanup in store.lock.reap(server=server, record=store.history.cleaned):
-                        self.cycle.tell_cleanup(store, cleanup)
-                rows = store.lock.rows([task.row_name(server)])
-                if not rows:
-                    return done, "its row is gone from the lock's table; restore it from a backup, or rename the task"
-                row = rows[0]
-                sent = boot_time()
-                wanted = manual(task, row, look.now, self.cycle.policy)
-                claims = store.lock.claim([wanted], server=server, record=store.history.started)
-            if not claims:
-                return done, _why_not(store.lock.rows([row.task])[0])
-            self.cycle.start(store, claims[0], sent)
-            done.claimed = 1
+        look_at = boot_time()
+        while not (self.stopping or self.interrupted or self.crippled):
+            if boot_time() >= look_at:
+                look_at = self._look_in_service(done)
+            self._attend()
+            self._tell_how_it_is()
+            if self._wait(look_at):
+                look_at = boot_time()
+        self._let_end(grace)
+        if self.crippled or self.cycle.running or self.cycle.unrecorded:
+            done.status = 1
+        return done
+
+    def by_hand(self, task: ScheduledTask, *, due_at: datetime | None = None) -> tuple[bool, str]:
+        """
+        Run one task now under its lock, or one of its due times again, and wait for it.
+
+        Return whether it ran well, and why it was not started where it was not.
+        """
+        failures = self.cycle.failures
+        store = next(each for each in self.cycle.stores if task.name in each.declared.tasks)
+        with self._store_call(store):
+            started = self.cycle.by_hand(store, task, due_at=due_at)
+        if isinstance(started, str):
+            return False, started
         while (self.cycle.running or self.cycle.unrecorded) and not self.stopping:
             self._attend()
             self._wait(None)
         if self.stopping:
             self._end_all()
-        if self.broken or self.cycle.failures or self.cycle.running or self.cycle.unrecorded:
-            done.status = 1
-        return done, ""
+        left = self.cycle.running or self.cycle.unrecorded
+        return not (self.broken or left or self.cycle.failures > failures), ""
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
-    def _look(self, done: Pass, began: float) -> float | None:
+    def _look(self, done: Pass) -> Step:
         step = Step()
         for store in self._in_turn():
-            not_before = self._hung.get(store.lock.alias, 0.0)
-            if boot_time() < not_before:
-                step.no_later_than(not_before)
+            outage = self._away.get(store.lock.alias)
+            if outage is not None and boot_time() < outage.look_at:
+                step.no_later_than(outage.look_at)
                 continue
             try:
-                with self._store_call(store):
-                    self.cycle.visit(store, step)
-                self._trouble.pop(store.lock.alias, None)
-                self._hung.pop(store.lock.alias, None)
+                self._ask(store, LOOKING, lambda store=store: self.cycle.visit(store, step))  # type: ignore[misc]
             except Exception as error:  # whatever a driver raises: told, and answered with exit status 1
-                self._store_is_away(store, "looking for what is due", error)
-                # Runs that are alive go on, and so does a pass whose call was cut: it may have claimed without being
-                # told. Else the pass is over for this store, and cron starts the next.
-                is_cut = isinstance(error, StoreTimeout) and boot_time() < began + self.settings.lease.total_seconds()
-                if self.cycle.running or is_cut:
-                    step.no_later_than(boot_time() + 1.0)
-                if isinstance(error, StoreTimeout) and len(self.cycle.stores) > 1:
-                    # Each look at it costs the tasks of the other stores what it hangs.
-                    self._hung[store.lock.alias] = boot_time() + self.settings.heartbeat.total_seconds()
+                self._store_is_away(store, LOOKING, error)
+                self._look_after_trouble(step, self._away[store.lock.alias], error)
         self._tell_of_histories()
         done.claimed += step.claimed
-        if step.interrupted:
-            self.interrupted = True
+        self.interrupted |= step.interrupted
+        return step
+
+    def _look_after_trouble(self, step: Step, outage: Outage, error: Exception) -> None:
+        now = boot_time()
+        silent = isinstance(error, StoreTimeout)
+        # Each look at one that hangs costs the tasks of the other stores what it hangs.
+        outage.hangs = silent and len(self.cycle.stores) > 1
+        if self.is_service:
+            outage.look_at = now + random.uniform(0.5, 1.0) * min(BACK_OFF, 0.5 * 2 ** min(outage.tries, 8))  # noqa: S311
+            step.no_later_than(outage.look_at)
+            return
+        # Runs that are alive go on, and so does a pass whose call was cut: it may have claimed without being told. Else
+        # the pass is over for this store, and cron starts the next.
+        if self.cycle.running or (silent and now < self._began + self.settings.lease.total_seconds()):
+            step.no_later_than(now + 1.0)
+        if outage.hangs:
+            outage.look_at = now + self.settings.heartbeat.total_seconds()
+
+    def _look_in_pass(self, done: Pass) -> float | None:
+        step = self._look(done)
+        if self.interrupted:
             return None
-        limit = began + PATIENCE.total_seconds()
+        limit = self._began + PATIENCE.total_seconds()
         if self.subminute and not step.paused:
-            limit = began + HAND_OVER.total_seconds()
+            limit = self._began + HAND_OVER.total_seconds()
             step.no_later_than(boot_time() + AHEAD.total_seconds() - 1.0)
         if step.look_again_at is None or step.look_again_at > limit:
             # Later than this is the next pass's business; what runs is waited for.
             return None
         return step.look_again_at
+
+    def _look_in_service(self, done: Pass) -> float:
+        looked = boot_time()
+        self.runner.check()
+        self._ask_about_maintenance()
+        step = self._look(done)
+        step.no_later_than(looked + LOOK_EVERY)
+        reset_queries()  # with DEBUG, a connection remembers each statement
+        if self._store_time is None and self.cycle.first_look:
+            self._store_time = (boot_time(), max(self.cycle.first_look.values()))
+            self._tell_that_it_is_up()
+        assert step.look_again_at is not None
+        return step.look_again_at
+
+    def _let_end(self, grace: float) -> None:
+        """Claim nothing more, and keep what runs until it ends, or until the grace is over."""
+        until: float | None = None
+        told = False
+        while self.cycle.running or self.cycle.unrecorded:
+            if self.stopping and until is None:
+                until = boot_time() + grace
+                self.leave_by = until + STOP_GRACE + 1.0
+                told = False
+            if self.stopping > 1 or (until is not None and boot_time() >= until):
+                self._end_all()
+                break
+            if not told and self.cycle.running:
+                told = True
+                within = "" if until is None else f" within {grace:g} s"
+                self.cycle.tell("info", text=f"waiting for {self._what_runs()} to end{within}; nothing new is started")
+            self._attend()
+            self._tell_how_it_is()
+            self._wait(until)
+        self.notifier.say(stopping=1, status="stopped")
 
     def _in_turn(self) -> Sequence[Store]:
         """Return the stores, another one first each time: the first would have the slots before the others."""
@@ -318,33 +347,36 @@ class Keeper:
 
     def _attend(self) -> None:
         """Renew what is due for renewal, record what has ended, and see that the runner is alive."""
-        self.runner.check()
+        if self.cycle.running or not self.is_service:
+            self.runner.check()
         if not self.cycle.running and not self.cycle.unrecorded:
             return
         for store in self.cycle.stores:
             mine = [running for running in self.cycle.running.values() if running.store is store]
-            is_ended = any(finished.running.store is store for finished in self.cycle.unrecorded)
             is_due = any(boot_time() >= self._renew_at(running) for running in mine)
-            if not is_due and not is_ended:
-                continue
             try:
                 if is_due:
-                    with self._store_call(store):
-                        point("before_renew")
-                        self.cycle.renew_in(store)
-                        point("after_renew")
-                if is_ended:
-                    with self._store_call(store):
-                        self.cycle.release_in(store)
-                self._trouble.pop(store.lock.alias, None)
+                    self._ask(store, KEEPING, lambda store=store: self._renew(store))  # type: ignore[misc]
+                if boot_time() >= self._keep_at(store):
+                    self._record_in(store)
             except Exception as error:  # the leases that cannot be renewed end at their deadline, in the runner
-                self._store_is_away(store, "renewing and recording", error)
+                self._store_is_away(store, KEEPING, error)
         self.cycle.forget_expired()
         self._tell_of_histories()
 
+    def _renew(self, store: Store) -> None:
+        point("before_renew")
+        self.cycle.renew_in(store)
+        point("after_renew")
+
     def _renew_at(self, running: Running) -> float:
         lease = running.claim.occurrence.lease.total_seconds()
-        return running.until - lease + self._heartbeat(running)
+        return max(running.until - lease + self._heartbeat(running), self._keep_at(running.store))
+
+    def _keep_at(self, store: Store) -> float:
+        """Return when the store may be asked to renew or record again: now, unless it is away."""
+        outage = self._away.get(store.lock.alias)
+        return 0.0 if outage is None else outage.keep_at
 
     def _heartbeat(self, running: Running) -> float:
         return min(self.settings.heartbeat.total_seconds(), running.claim.occurrence.lease.total_seconds() / 3)
@@ -352,12 +384,13 @@ class Keeper:
     def _wait(self, look_at: float | None) -> bool:
         """Wait for the runner, at most until something else is due; tell whether a run has ended."""
         now = boot_time()
-        until = min([now + 1.0, *(self._renew_at(running) for running in self.cycle.running.values())])
+        until = min([now + 1.0, self.notifier.beat_at(now), *(map(self._renew_at, self.cycle.running.values()))])
+        until = min([until, *(self._keep_at(finished.running.store) for finished in self.cycle.unrecorded)])
         if look_at is not None:
             until = min(until, look_at)
-        if self._trouble:
-            until = max(until, now + 0.2)
         messages = self.runner.poll(max(0.0, until - now))
+        if not messages and not self.runner.can_end and (left := until - boot_time()) > 0:
+            time.sleep(left)  # a runner that runs nothing of its own accord does not wait, either
         self.cycle.note(messages)
         if any(isinstance(message, Vanished) for message in messages):
             self._record()
@@ -370,24 +403,37 @@ class Keeper:
         had = bool(self.cycle.unrecorded)
         for store in self.cycle.stores:
             try:
-                with self._store_call(store):
-                    self.cycle.release_in(store)
+                self._record_in(store)
             except Exception as error:  # kept in cycle.unrecorded, and tried again
-                self._store_is_away(store, "recording a run", error)
+                self._store_is_away(store, KEEPING, error)
         self._tell_of_histories()
         return had and not self.cycle.unrecorded
 
+    def _record_in(self, store: Store) -> None:
+        if any(finished.running.store is store for finished in self.cycle.unrecorded):
+            self._ask(store, KEEPING, lambda: self.cycle.release_in(store))
+
     def _start_runner_anew(self) -> None:
         """Start the next runner after one that vanished with its runs: it tells of them, and takes what comes."""
-        try:
-            self.watchdog.stop()
-            for store in self.cycle.stores:
-                store.lock.close()
-            _close_connections()
-            self.runner.start()
-        except Exception as error:  # a thread of the project's, which forbids a fork; no process to be had
-            self.crippled = True
-            self.cycle.tell("trouble", doing="starting a runner", error=str(error), trace=traceback.format_exc())
+        tries = RUNNER_TRIES if self.is_service else 1
+        for number in range(1, tries + 1):
+            try:
+                self.watchdog.stop()
+                for store in self.cycle.stores:
+                    store.lock.close()
+                _close_connections()
+                self.runner.start()
+                return
+            except Exception as error:  # a thread of the project's, which forbids a fork; no process to be had
+                if number == tries or self.stopping:
+                    self.crippled = True
+                    trace = traceback.format_exc()
+                    self.cycle.tell("trouble", doing="starting a runner", error=str(error), trace=trace)
+                    return
+            until = boot_time() + 2.0 ** (number - 1)
+            while boot_time() < until and not self.stopping:
+                self.notifier.beat(boot_time())
+                time.sleep(0.1)
 
     def _end_all(self) -> None:
         """End every run, record it and free its lock; a second signal makes it short."""
@@ -403,7 +449,101 @@ class Keeper:
                     # KILL, and no grace; it was being stopped before, and that is how it is recorded.
                     self.runner.end(owner, "lost")
             self._attend()
+            self._tell_how_it_is()
             self._wait(None)
+
+    # -- what a service says of itself --------------------------------------------------------------------------------
+
+    def _tell_that_it_is_up(self) -> None:
+        tasks = [
+            task
+            for store in self.cycle.stores
+            for task in store.declared.tasks.values()
+            if is_meant_for(task, server=self.settings.server_name, environment=self.settings.environment)
+        ]
+        locks = sorted({task.lock for task in tasks})
+        self._upcoming = Upcoming(tasks, self._now())
+        of_locks = f", lock{'s' if len(locks) > 1 else ''} {', '.join(locks)}" if locks else ""
+        tasks_ = f"{len(tasks)} task{'s' if len(tasks) != 1 else ''}"
+        text = f"service on {self.settings.server_name}: {tasks_}{of_locks}"
+        self.cycle.tell("note", text="; ".join([text, *self._what_is_next(ahead=True)]))
+        self.notifier.say(ready=1)
+
+    def _tell_how_it_is(self) -> None:
+        """Give the service manager its sign of life, and say what the service is at."""
+        while self.hangups:
+            self.hangups -= 1
+            self.cycle.tell(
+                "info",
+                text="SIGHUP changes nothing here: `manage.py schedule interrupt` has services end after their current "
+                "runs, so that they are started with the new code",
+            )
+        if not self.notifier.address:
+            return
+        self.notifier.beat(boot_time())
+        runs = f"running {self._what_runs()}" if self.cycle.running else "nothing runs"
+        away = [f"the lock {alias!r} does not answer" for alias in self._away]
+        if self.stopping or self.interrupted or self.crippled:
+            if self.stopping:
+                self.notifier.say(stopping=1)
+            # Else the manager's own patience with a service that stops would end the runs.
+            self.notifier.say(extend_timeout_usec=15_000_000)
+            self.notifier.status("; ".join(["ending", runs, *away]))
+        elif self._store_time is not None:
+            self.notifier.status("; ".join([runs, *self._what_is_next(), *away]))
+
+    def _what_runs(self) -> str:
+        names = sorted(running.claim.occurrence.row for running in self.cycle.running.values())
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return ", ".join(names[:5]) + more
+
+    def _what_is_next(self, *, ahead: bool = False) -> list[str]:
+        """Say what is due next, and with ``ahead`` how soon, which is true for a second."""
+        now = self._now()
+        first = self._upcoming.first(now) if self._upcoming is not None else None
+        if first is None:
+            return []
+        due_at, name = first
+        return [f"next: {name} {logs.short(due_at)}" + (f" (in {logs.distance(due_at - now)})" if ahead else "")]
+
+    def _now(self) -> datetime:
+        assert self._store_time is not None
+        at, said = self._store_time
+        return said + timedelta(seconds=boot_time() - at)
+
+    def _ask_about_maintenance(self) -> None:
+        """Ask again whether the project is in maintenance mode; one that does not say so in time is as it was."""
+        answer = conf.maintenance_mode()
+        if not isinstance(answer, str) and not callable(answer):
+            self.cycle.maintenance = bool(answer)
+            return
+        now = boot_time()
+        if now < self._maintenance_at:
+            return
+        self._maintenance_at = now + LOOK_EVERY - 0.1
+        for again in (False, True):
+            try:
+                with limited(MAINTENANCE_LIMIT):
+                    self.cycle.maintenance = conf.is_in_maintenance(answer)
+            except (Exception, SystemExit) as error:
+                # What it used may be in any state. A connection that its server had closed is no trouble, though.
+                for connection in connections.all(initialized_only=True):
+                    if not connection.in_atomic_block:
+                        connection.close()
+                if isinstance(error, TookTooLong) or again:
+                    self._tell_of_maintenance(error)
+                    return
+            else:
+                self._maintenance_told = False
+                return
+
+    def _tell_of_maintenance(self, error: BaseException) -> None:
+        """Say once that the project does not answer."""
+        if not self._maintenance_told:
+            self._maintenance_told = True
+            taken = "on" if self.cycle.maintenance else "off"
+            doing = f"asking whether the project is in maintenance mode, which is taken to be {taken}"
+            self.cycle.tell("trouble", doing=doing, error=_said(error), trace=traceback.format_exc())
 
     # -- the store ----------------------------------------------------------------------------------------------------
 
@@ -415,21 +555,58 @@ class Keeper:
         limit = (lease * 5 / 6 - min(self.settings.heartbeat.total_seconds(), lease / 3)) / 3
         if not self.cycle.running and store.lock.transactional:
             limit = max(limit, 5.0)
-        if store.lock.alias in self._hung:
+        outage = self._away.get(store.lock.alias)
+        if outage is not None and outage.hangs:
             limit = min(limit, 1.0)
         # A visit may hand tasks over from the other stores.
         calls: list[Hangs] = [store.history]
         calls += [each.lock for each in self.cycle.stores]
+        self.notifier.beat(boot_time())
         with self.watchdog.watch(calls, limit):
             yield
 
+    def _ask(self, store: Store, doing: str, ask: Callable[[], object]) -> None:
+        """
+        Call a store; once more, where that fails at first.
+
+        A connection that its server has closed meanwhile is no outage: whatever is asked here may be asked again.
+        """
+        outage = self._away.get(store.lock.alias)
+        for may_fail in (outage is None, False):
+            try:
+                with self._store_call(store):
+                    ask()
+                break
+            except Exception as error:
+                if isinstance(error, StoreTimeout) or not may_fail:
+                    raise
+                store.lock.close()
+        if outage is None:
+            return
+        outage.failing.discard(doing)
+        held = [*self.cycle.running.values(), *(finished.running for finished in self.cycle.unrecorded)]
+        if not any(running.store is store for running in held):
+            outage.failing.discard(KEEPING)
+        if not outage.failing:
+            del self._away[store.lock.alias]
+            away = logs.distance(timedelta(seconds=boot_time() - outage.began))
+            self.cycle.tell("info", text=f"the lock {store.lock.alias!r} answers again, after {away}")
+
     def _store_is_away(self, store: Store, doing: str, error: Exception) -> None:
+        """Say it once, however often it is tried, and whatever else is said the next time."""
         self.broken = True
         store.lock.close()
-        said = f"{type(error).__name__}: {error}".strip()
-        if said != self._trouble.get(store.lock.alias):
-            self._trouble[store.lock.alias] = said
-            self.cycle.tell("trouble", doing=doing, error=said, trace=traceback.format_exc())
+        now = boot_time()
+        outage = self._away.get(store.lock.alias)
+        if outage is None:
+            outage = self._away[store.lock.alias] = Outage(now)
+            self.cycle.tell("trouble", doing=doing, error=_said(error), trace=traceback.format_exc())
+        outage.failing.add(doing)
+        if doing == LOOKING:
+            outage.tries += 1
+        # A thirtieth of the lease leaves many tries before a run has to end.
+        lease = self.settings.lease.total_seconds()
+        outage.keep_at = now + random.uniform(0.5, 1.0) * min(1.0, max(0.2, lease / 30))  # noqa: S311 - jitter
 
     def _tell_of_histories(self) -> None:
         """Say once that a history cannot be written: the runs go on without it, and it is tried again."""
@@ -440,11 +617,15 @@ class Keeper:
             for line in store.history.take_dropped():
                 self.cycle.tell("unrecorded", **line)
 
+    def left(self, most: float, least: float) -> float:
+        """Return how many seconds a step of the end may take: a service that was stopped has to be gone in time."""
+        return most if self.leave_by is None else max(least, min(most, self.leave_by - boot_time()))
+
     def write_history(self) -> None:
         """Write what has not been written of any history, at the end; say what is not recorded then."""
         for store in self.cycle.stores:
             try:
-                with self.watchdog.watch([store.history], HISTORY_GRACE):
+                with self.watchdog.watch([store.history], self.left(HISTORY_GRACE, 1.0)):
                     left = store.history.flush()
             except Exception as error:  # never worth more than the pass itself
                 self.cycle.tell("trouble", doing="writing the history", error=f"{type(error).__name__}: {error}")
@@ -472,30 +653,55 @@ def run_once(
     settings = conf.load()
     found = found or discover()
     tasks = registry.tasks
-    teller = tell(verbosity, stdout)
-    if not tasks:
+    teller = tell(verbosity, stdout, news=1 if trigger is None else 2)
+    if all(task.is_ours for task in tasks.values()):
         teller({"kind": "note", "text": nothing_declared(found)})
         return Pass()
-    mode = "inline" if inline else usable_mode(settings.runner)
-    keeper = _compose(settings, tasks, teller, mode)
-    before = _catch_signals(keeper)
-    held = ""
-    try:
-        keeper.runner.start()
+    with _composed(settings, tasks, teller, inline=inline) as keeper:
         if trigger is None:
             done = keeper.one_pass()
         else:
-            done, held = keeper.manual_run(trigger)
+            went_well, why_not = keeper.by_hand(tasks[trigger])
+            done = Pass(status=0 if went_well else 1, claimed=0 if why_not else 1)
+            if why_not:
+                keeper.cycle.tell("note", text=f"{trigger} was not started: {why_not}.")
         keeper.write_history()
-    finally:
-        keeper.runner.close(0.5 if keeper.stopping > 1 else REPORTS_GRACE)
-        keeper.watchdog.stop()
-        _restore_signals(before)
-        for store in keeper.cycle.stores:
-            store.lock.close()
-    if held:
-        teller({"kind": "note", "text": f"{trigger} was not started: {held}."})
-        done.status = 1
+    return done
+
+
+@contextmanager
+def hand(*, stdout: TextIO | None = None) -> Iterator[Keeper]:
+    """Lend a keeper that runs tasks ``by_hand``, one after another, and says nothing of them; leave nothing running."""
+    discover()
+    with _composed(conf.load(), registry.tasks, tell(0, stdout), inline=False) as keeper:
+        yield keeper
+        keeper.write_history()
+
+
+def run_forever(
+    *,
+    grace: float = GRACE,
+    verbosity: int = 1,
+    inline: bool = False,
+    stdout: TextIO | None = None,
+    found: Discovered | None = None,
+) -> Pass:
+    """
+    Run what comes due until SIGTERM, SIGINT or an interrupt: a service, as systemd or a container starts it.
+
+    On a signal nothing more is claimed, and what runs has ``grace`` seconds to come to its end; then it is ended, and
+    recorded so. The status is 0 however the runs went, and 1 where the service had to give up.
+    """
+    notifier = Notifier.take(os.environ)
+    settings = conf.load()
+    found = found or discover()
+    teller = tell(verbosity, stdout)
+    if all(task.is_ours for task in registry.tasks.values()):
+        # It stays all the same: ending, it would only be started again.
+        teller({"kind": "note", "text": nothing_declared(found)})
+    with _composed(settings, registry.tasks, teller, inline=inline, notifier=notifier) as keeper:
+        done = keeper.forever(grace)
+        keeper.write_history()
     return done
 
 
@@ -514,9 +720,9 @@ def child_command(verbosity: int) -> list[str]:
     return [sys.executable, "-c", _CHILD, json.dumps(sys.path), f"--verbosity={verbosity}"]
 
 
-def tell(verbosity: int, stdout: TextIO | None = None) -> logs.Teller:
-    """Return what delivers events in this process."""
-    return logs.Teller(tasks=lambda: registry.tasks, verify=verify, verbosity=verbosity, stdout=stdout)
+def tell(verbosity: int, stdout: TextIO | None = None, *, news: int = 1) -> logs.Teller:
+    """Return what delivers events in this process, and says what is registered from the verbosity ``news`` on."""
+    return logs.Teller(tasks=lambda: registry.tasks, verify=verify, verbosity=verbosity, stdout=stdout, news=news)
 
 
 def nothing_declared(found: Discovered) -> str:
@@ -525,8 +731,21 @@ def nothing_declared(found: Discovered) -> str:
     return f"No task is declared. Searched: {where}. Declare one in a schedule.py, or see the README."
 
 
-def _compose(settings: conf.Settings, tasks: Mapping[str, ScheduledTask], teller: logs.Teller, mode: str) -> Keeper:
+@contextmanager
+def _composed(
+    settings: conf.Settings,
+    tasks: Mapping[str, ScheduledTask],
+    teller: logs.Teller,
+    *,
+    inline: bool,
+    notifier: Notifier | None = None,
+) -> Iterator[Keeper]:
+    """Compose a keeper, of a service where there is a notifier, start its runner, and leave nothing of them."""
+    is_service = notifier is not None
+    # The project's own, which may well ask a database: before anything is forked.
+    maintenance = is_service or conf.is_in_maintenance(settings.maintenance_mode)
     composed = stores(settings, tasks)
+    mode = "inline" if inline else usable_mode(settings.runner)
     runner: Runner
     keeper: Keeper
     if mode == "inline":
@@ -539,6 +758,9 @@ def _compose(settings: conf.Settings, tasks: Mapping[str, ScheduledTask], teller
         )
     else:
         _close_connections()
+        for store in composed:
+            # Here the connections are the lock's alone: what runs has its own.
+            store.lock.bound(settings.lease / 3)
         runner = ProcessRunner(
             tasks,
             deliver=teller,
@@ -552,28 +774,35 @@ def _compose(settings: conf.Settings, tasks: Mapping[str, ScheduledTask], teller
         stores=composed,
         runner=runner,
         settings=settings,
-        policy=policy,
-        maintenance=is_in_maintenance(settings),
-        hand_over=HAND_OVER,
+        policy=dataclasses.replace(policy, slow_start=SLOW_START) if is_service else policy,
+        maintenance=maintenance,
+        hand_over=None if is_service else HAND_OVER,
     )
     subminute = any(
         task.timetable.is_subminute
         and is_meant_for(task, server=settings.server_name, environment=settings.environment)
         for task in tasks.values()
     )
-    keeper = Keeper(cycle=cycle, settings=settings, subminute=subminute)
-    return keeper
+    keeper = Keeper(
+        cycle=cycle, settings=settings, subminute=subminute, is_service=is_service, notifier=notifier or Notifier()
+    )
+    before = _catch_signals(keeper)
+    try:
+        runner.start()
+        yield keeper
+    finally:
+        runner.close(0.5 if keeper.stopping > 1 else keeper.left(REPORTS_GRACE, 1.0))
+        keeper.watchdog.stop()
+        _restore_signals(before)
+        for store in composed:
+            store.lock.close()
 
 
-def _why_not(row: Row) -> str:
-    """Say why a run that somebody asked for was not started."""
-    if row.owner is not None:
-        return f"held by {row.server} since {logs.short(row.acquired_at)}"
-    if row.moved_from:
-        return f"its last run in the lock {row.moved_from!r} has not ended"
-    if row.moved_to:
-        return f"it is in the lock {row.moved_to!r} now"
-    return f"its lock's store is new or has lost data, and lets nobody start before {logs.short(row.not_before)}"
+def _said(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}".strip()
+    if "multiserver_schedule_" in text and any(words in text for words in _NO_TABLE):
+        text += " Has `manage.py migrate` been run?"
+    return text
 
 
 def _close_connections() -> None:
@@ -592,7 +821,7 @@ def _close_connections() -> None:
 
 
 def _catch_signals(keeper: Keeper) -> Sequence[tuple[int, Any]]:
-    """Let TERM and INT end the pass cleanly, and ALRM break a store call off."""
+    """Let TERM and INT end the pass or service cleanly, and ALRM break a store call off."""
     if threading.current_thread() is not threading.main_thread():
         return []
 
@@ -605,10 +834,23 @@ def _catch_signals(keeper: Keeper) -> Sequence[tuple[int, Any]]:
         if keeper.watchdog.watching and calling:
             raise StoreTimeout("The lock's store did not answer in time, and there was no connection to cut.")
 
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        keeper.hangups += 1
+
     handlers = [(signal.SIGTERM, stop), (signal.SIGINT, stop)]
+    # Under nohup it is ignored, and shall be.
+    if keeper.is_service and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers.append((signal.SIGHUP, stop if _has_terminal() else hang_up))
     if hasattr(signal, "SIGALRM"):
         handlers.append((signal.SIGALRM, cut))
     return [(number, signal.signal(number, handler)) for number, handler in handlers]
+
+
+def _has_terminal() -> bool:
+    """Was this started in a terminal, which says by SIGHUP that it is gone?"""
+    with suppress(Exception):
+        return sys.stdin.isatty()
+    return False
 
 
 def _restore_signals(before: Sequence[tuple[int, Any]]) -> None:

@@ -14,7 +14,8 @@ task_started = Signal()
 # task · run · server · seconds: float
 task_succeeded = Signal()
 
-# task · run (None when the process of the run was lost) · server · status: "failed", "timed_out" or "lost"
+# task · run (None when the process of the run was lost) · server · status: "failed", "timed_out", "lost" or "cancelled"
+# (for a newer due time). Sent for each attempt: run.attempt says which.
 # error: str (a traceback or a sentence) · exception: the exception, where the run's own process sends it, else None
 task_failed = Signal()
 

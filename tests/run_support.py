@@ -19,15 +19,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
 import django
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 
-from multiserver_schedule.entries import Claim, Filter, Occurrence, Outcome, ScheduledTask
+from multiserver_schedule.entries import Claim, Filter, Hook, Occurrence, Outcome, ScheduledTask
 from multiserver_schedule.exceptions import LeaseLost
 from multiserver_schedule.run import kernel
 from multiserver_schedule.run.base import Ended, Message, Runner, Started, Vanished, boot_time
@@ -216,6 +218,12 @@ def checks_its_lease() -> None:
         raise
 
 
+def tells(run: Any, **known: Any) -> None:
+    """Be a hook that leaves what it is told, and whether it is asked by the run itself."""
+    known.pop("seconds", None)
+    note("hooks", json.dumps([run.name, current_run() == run, known]))
+
+
 def yes() -> bool:
     return True
 
@@ -234,8 +242,16 @@ def hangs() -> bool:
 
 
 def task(
-    name: str, target: Any, /, *args: Any, kind: str = "call", filters: Sequence[Filter] = (), **kwargs: Any
+    name: str,
+    target: Any,
+    /,
+    *args: Any,
+    kind: str = "call",
+    filters: Sequence[Filter] = (),
+    around: Mapping[str, Any] = MappingProxyType({}),
+    **kwargs: Any,
 ) -> ScheduledTask:
+    """Return a task; ``around`` are further fields of it."""
     return ScheduledTask(
         name=name,
         kind=kind,  # type: ignore[arg-type]
@@ -244,9 +260,16 @@ def task(
         kwargs=kwargs,
         filters=tuple(filters),
         timetable=_NoTimes(),  # type: ignore[arg-type]
+        **around,
     )
 
 
+HOOKS = (
+    Hook("after", "tests.run_support.tells"),
+    Hook("before", tells),
+    Hook("failure", "tests.run_support.tells"),
+    Hook("success", tells),
+)
 TASKS: Mapping[str, ScheduledTask] = {
     made.name: made
     for made in (
@@ -292,12 +315,19 @@ TASKS: Mapping[str, ScheduledTask] = {
         task("exec-unwanted", ("echo", "went on"), kind="exec", filters=[Filter(no, True)]),
         task("exec-filter-exits", ("echo", "went on"), kind="exec", filters=[Filter(lambda: os._exit(0), True)]),
         task("exec-sleeps", ("sh", "-c", "sleep 60 & sleep 60"), kind="exec"),
+        task("hooked", says_hello, around={"hooks": HOOKS}),
+        task("exec-hooked", ("sh", "-c", "echo went on; exit 3"), kind="exec", around={"hooks": HOOKS}),
     )
 }
 
 
 def claim(
-    name: str | ScheduledTask, *, lease: float = LEASE, owner: str | None = None, due_at: datetime | None = None
+    name: str | ScheduledTask,
+    *,
+    lease: float = LEASE,
+    owner: str | None = None,
+    due_at: datetime | None = None,
+    **occurrence: Any,
 ) -> Claim:
     """Return a claim as a store would make it."""
     claimed = TASKS[name] if isinstance(name, str) else name
@@ -308,9 +338,9 @@ def claim(
             row=claimed.name,
             pk=1,
             due_at=due_at or now.replace(microsecond=0),
-            next_due_at=None,
             lease=timedelta(seconds=lease),
             min_break=timedelta(0),
+            **{"next_due_at": None, **occurrence},
         ),
         owner=owner or uuid4().hex,
         fence=7,
@@ -321,6 +351,17 @@ def claim(
 
 
 # --- what tests do with a runner
+
+
+def mail_by(settings: Any, kind: str, **options: Any) -> None:
+    """Set how Django sends mail, in the words of its version."""
+    backend = f"django.core.mail.backends.{kind}.EmailBackend"
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"default": {"BACKEND": backend, "OPTIONS": options}}
+    else:
+        settings.EMAIL_BACKEND = backend
+        for name, value in options.items():
+            setattr(settings, f"EMAIL_{name.upper()}", value)
 
 
 def deliver(event: Mapping[str, Any]) -> None:
@@ -335,8 +376,9 @@ def deliver(event: Mapping[str, Any]) -> None:
 
 
 def alone() -> None:
-    """End the thread by which pytest watches for a test that hangs: a process with two threads is not forked."""
+    """End the thread by which pytest watches for a test that hangs, and close connections: neither can be forked."""
     faulthandler.cancel_dump_traceback_later()
+    connections.close_all()
 
 
 @contextmanager
@@ -377,7 +419,10 @@ class Drive:
 
     def run(self, name: str | ScheduledTask, *, lease: float = LEASE, limit: float | None = None, **more: Any) -> str:
         """Claim and run; return the owner."""
-        made = claim(name, lease=lease, **more)
+        task = TASKS[name] if isinstance(name, str) else name
+        if limit is not None:
+            task = replace(task, limit=timedelta(seconds=limit))
+        made = claim(task, lease=lease, **more)
         until = boot_time() + lease
         self.until[made.owner], self.leases[made.owner] = until, lease
         self.runner.run(made, until=until, finish_by=None if limit is None else boot_time() + limit)

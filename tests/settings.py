@@ -46,6 +46,8 @@ TEMPLATES = [
         },
     }
 ]
+# Where a test says otherwise, conftest sees to it.
+MULTISERVER_SCHEDULE = {"HOUSEKEEPING": False}
 # The default hasher is slow on purpose.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 

@@ -17,7 +17,7 @@ from multiserver_schedule.cycle import Cycle
 from multiserver_schedule.cycle import Store as LockStore
 from multiserver_schedule.declare import Registry
 from multiserver_schedule.due import Policy
-from multiserver_schedule.entries import Claim, Outcome, ScheduledTask
+from multiserver_schedule.entries import Claim, Occurrence, Outcome, ScheduledTask
 from multiserver_schedule.history import Afterwards, History
 from multiserver_schedule.locks.base import BaseLock, Declarations
 from multiserver_schedule.locks.orm import ORMLock
@@ -34,6 +34,8 @@ class SimulatedRunner(Runner):
     def __init__(self, world: World) -> None:
         self.world = world
         self.until: dict[str, datetime] = {}
+        self.claims: dict[str, Claim] = {}
+        self.cut: set[str] = set()
 
     def start(self) -> None:
         """Nothing to start."""
@@ -41,6 +43,8 @@ class SimulatedRunner(Runner):
     def run(self, claim: Claim, *, until: float, finish_by: float | None) -> None:
         """Note when it will end."""
         self.until[claim.owner] = self.world.now + self.world.duration(claim.occurrence.row)
+        self.claims[claim.owner] = claim
+        self.world.started.append((claim.occurrence, claim.server, self.world.now))
 
     def renew(self, until: Mapping[str, float]) -> None:
         """Nothing ends by itself here."""
@@ -48,6 +52,7 @@ class SimulatedRunner(Runner):
     def end(self, owner: str, why: str) -> None:
         """End it now."""
         self.until[owner] = self.world.now
+        self.cut.add(owner)
 
     def report(self, event: Event) -> None:
         """Count it, and pass it on."""
@@ -59,7 +64,13 @@ class SimulatedRunner(Runner):
         ended = [owner for owner, moment in self.until.items() if moment <= self.world.now]
         for owner in ended:
             del self.until[owner]
-        return [Ended(owner, Outcome(status="succeeded"), told=True) for owner in ended]
+        return [Ended(owner, self._outcome(owner), told=True) for owner in ended]
+
+    def _outcome(self, owner: str) -> Outcome:
+        claim = self.claims.pop(owner)
+        if owner in self.cut:
+            return Outcome(status="failed", error="killed by SIGTERM")
+        return self.world.outcome(claim)
 
     def check(self) -> None:
         """It is always alive."""
@@ -89,11 +100,16 @@ class World:
     """Makes the locks of one process, in which each task has that of its alias."""
     seed: int = 0
     duration: Callable[[str], timedelta] = field(default=lambda row: timedelta(seconds=1))
+    outcome: Callable[[Claim], Outcome] = field(default=lambda claim: Outcome(status="succeeded"))
+    services: frozenset[str] = frozenset()
+    """Servers that run as a service: one cycle without an end, in place of a pass each minute."""
     slots: int = 1000
     versions: dict[str, Version] = field(default_factory=dict)
     """What each server runs now; a server that is not in here is down."""
     passes: list[Pass] = field(default_factory=list)
     told: Counter[str] = field(default_factory=Counter)
+    started: list[tuple[Occurrence, str, datetime]] = field(default_factory=list)
+    """What was run, by which server, and when it began."""
     tell: Callable[[Event], object] = field(default=lambda event: None)
     """Is given each event, as the reporter of a pass would be."""
 
@@ -110,7 +126,7 @@ class World:
             starts = sorted((minute + timedelta(milliseconds=self.random.randrange(200, 3000)), s) for s in servers)
             for moment, server in starts:
                 self._work_until(moment)
-                if server in self.versions:
+                if server in self.versions and not (server in self.services and self._is_up(server)):
                     self._start(server)
             self._work_until(min(minute + timedelta(seconds=59), end))
 
@@ -122,6 +138,9 @@ class World:
 
     def finish(self) -> None:
         """Let what runs come to its end, with no server starting anything new."""
+        for each in self.passes:
+            if each.cycle.hand_over is None:
+                each.cycle.hand_over, each.look_at = HAND_OVER, None
         for _ in range(600):
             if not self.passes:
                 return
@@ -137,11 +156,17 @@ class World:
             declared = Declarations(tasks=tasks, server=server, digest=shared, server_digest=own)
             history = History(self.alias) if lock.transactional else Afterwards(self.alias)
             stores.append(LockStore(lock=lock, history=history, declared=declared))
+        is_service = server in self.services
+        policy = Policy(slow_start=timedelta(seconds=2)) if is_service else Policy()
+        hand_over = None if is_service else HAND_OVER
         cycle = Cycle(
-            stores=stores, runner=SimulatedRunner(self), settings=settings, policy=Policy(), hand_over=HAND_OVER
+            stores=stores, runner=SimulatedRunner(self), settings=settings, policy=policy, hand_over=hand_over
         )
         self.passes.append(Pass(cycle, self.now, self.now, self.now + timedelta(seconds=10)))
         self._turn()
+
+    def _is_up(self, server: str) -> bool:
+        return any(each.cycle.settings.server_name == server for each in self.passes)
 
     def _work_until(self, moment: datetime) -> None:
         while self.now < moment:
@@ -168,6 +193,10 @@ class World:
                 if step.look_again_at is not None:
                     again = self.now + timedelta(seconds=max(0.05, step.look_again_at - boot_time()))
                     each.look_at = again if again <= each.began + PATIENCE else None
+                if each.cycle.hand_over is None:
+                    soon = self.now + timedelta(seconds=4.5)
+                    again = soon if step.look_again_at is None else min(soon, again)
+                    each.look_at = again
             if each.look_at is None and not each.cycle.running:
                 self._remove(each)
 

@@ -112,8 +112,8 @@ def test_the_locks_of_all_stores_are_on_one_page_the_held_ones_first(anna: Clien
     in_cache()
     ScheduledRun.objects.create(task="a.orm", due_at=THREE, status="timed_out", reason="after an hour")
     page = anna.get(STORES)
-    row = r"a\.orm default running web9 Release [\d-]+ [\d:]+ [\d-]+ [\d:]+ [\d-]+ [\d:]+ timed out \(after an hour\), "
-    assert re.search(row + r"2030-01-01 03:00:07 a\.cached cache ready", text_of(page))
+    row = r"a\.orm default running web9 [\d-]+ [\d:]+ until [\d:]+ [\d-]+ [\d:]+ timed out \(after an hour\), "
+    assert re.search(row + r"2030-01-01 03:00:07 Release a\.cached cache ready", text_of(page))
     assert page.content.decode().count(f'href="{RELEASE}?') == 1
 
 
@@ -262,3 +262,168 @@ def test_a_project_that_does_not_register_our_locks_has_its_index(anna: Client) 
         assert anna.get("/admin/").status_code == 200
     finally:
         admin.site._registry[ScheduledLock] = model_admin
+
+
+# -- pause, resume, run now -------------------------------------------------------------------------------------------
+
+PAUSE, RESUME, RUN = f"{STORES}pause/", f"{STORES}resume/", f"{STORES}run/"
+MAY = ("view_scheduledlock", "pause_scheduledlock", "trigger_scheduledlock")
+
+
+def do(client: Client, place: str, **given: Any) -> str:
+    """Post, and return what is said then."""
+    return text_of(client.post(place, given, follow=True))
+
+
+def test_a_task_is_paused_with_a_reason_and_resumed(stores: None) -> None:
+    in_database()
+    anna = browser_of(*MAY)
+    page = anna.get(PAUSE, {"task": "a.orm", "lock": "default"})
+    assert "a.orm (in default)" in text_of(page) and 'name="reason"' in page.content.decode()
+    assert ScheduledLock.objects.get().paused_at is None
+    assert "Paused: a.orm" in do(anna, PAUSE, task="a.orm", lock="default", reason="the bank is down")
+    lock = ScheduledLock.objects.get()
+    assert lock.paused_at is not None and lock.paused_reason == "the bank is down"
+    shown = text_of(anna.get(STORES))
+    assert re.search(r"a\.orm default paused since [\d-]+ [\d:]+ : the bank is down - ", shown)
+    assert "Resumed: a.orm" in do(anna, RESUME, task="a.orm", lock="default")
+    assert ScheduledLock.objects.get().paused_at is None
+    said = list(LogEntry.objects.order_by("pk").values_list("object_repr", "object_id", "change_message"))
+    assert said == [
+        ("a.orm", str(lock.pk), "Paused, in default. (the bank is down)"),
+        ("a.orm", str(lock.pk), "Resumed, in default."),
+    ]
+
+
+def test_everything_is_paused_and_resumed(stores: None, settings: Any) -> None:
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1"}
+    in_database()
+    anna = browser_of(*MAY)
+    assert "Everything, in all locks" in text_of(anna.get(PAUSE, {"all": "yes"}))
+    assert "Paused: everything" in do(anna, PAUSE, all="yes", reason="deploy of v7")
+    shown = text_of(anna.get(STORES))
+    assert "Everything is paused in default." in shown and "deploy of v7" in shown
+    assert f'href="{RESUME}?all=yes"' in anna.get(STORES).content.decode()
+    assert "Resumed: everything" in do(anna, RESUME, all="yes")
+    assert "Everything is paused" not in text_of(anna.get(STORES))
+    assert [entry.object_repr for entry in LogEntry.objects.all()] == ["everything", "everything"]
+
+
+def test_run_now_is_asked_for_and_never_run_in_the_request(stores: None) -> None:
+    """django-apscheduler runs it in the request, for as long as that may take."""
+    in_database()
+    anna = browser_of(*MAY)
+    anna.get(RUN, {"task": "a.orm", "lock": "default"})
+    assert ScheduledLock.objects.get().wanted_at is None
+    said = do(anna, RUN, task="a.orm", lock="default")
+    assert "A run of a.orm is asked for: the next service or pass that looks starts it." in said
+    assert ScheduledLock.objects.get().wanted_at is not None
+    assert not ScheduledRun.objects.exists()
+    assert "a run is asked for since" in text_of(anna.get(STORES))
+    assert LogEntry.objects.get().change_message == "Asked for a run, in default."
+
+
+def test_what_is_paused_is_not_offered_to_be_run_and_refused_if_it_is(stores: None) -> None:
+    in_database(paused_at=THREE, paused_reason="the bank is down")
+    anna = browser_of(*MAY)
+    assert RUN not in anna.get(STORES).content.decode()
+    assert "a.orm is paused (the bank is down)" in do(anna, RUN, task="a.orm", lock="default")
+    assert not LogEntry.objects.exists()
+
+
+def test_a_retry_that_is_owed_is_shown(stores: None) -> None:
+    in_database(retry_at=THREE, attempt=2)
+    assert "ready attempt 2 of 2 at 2030-01-01 03:00:07" in text_of(browser_of(*MAY).get(STORES))
+
+
+def test_what_nobody_starts_is_shown_as_overdue(stores: None) -> None:
+    in_database(next_due_at=THREE.replace(year=2020))
+    assert "overdue since 2020-01-01 03:00:07" in text_of(browser_of(*MAY).get(STORES))
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "run"])
+def test_several_are_chosen_in_the_list_and_asked_about_once(stores: None, action: str) -> None:
+    for name in ("a.orm", "a.cached", "a.third"):
+        in_database(name)
+    anna = browser_of(*MAY)
+    chosen = [str(lock.pk) for lock in ScheduledLock.objects.filter(task__in=["a.orm", "a.third"])]
+    given = {"action": f"{action}_selected", "_selected_action": chosen}
+    page = anna.post("/admin/multiserver_schedule/scheduledlock/", given, follow=True)
+    assert page.redirect_chain == [(f"{STORES}{action}/?task=a.orm&task=a.third", 302)]
+    assert re.search(r"a\.orm +a\.third", text_of(page))
+    assert not ScheduledLock.objects.exclude(paused_at=None, wanted_at=None).exists()
+
+
+def test_of_several_that_are_asked_to_run_each_is_logged(stores: None) -> None:
+    schedule.call("time.sleep", 0).daily().name("a.third")
+    in_database("a.orm")
+    in_database("a.third")
+    said = do(browser_of(*MAY), RUN, task=["a.orm", "a.third"])
+    assert "Runs of a.orm, a.third are asked for" in said
+    assert LogEntry.objects.count() == 2
+
+
+@pytest.mark.parametrize(("place", "missing"), [(PAUSE, "pause"), (RESUME, "pause"), (RUN, "trigger")])
+def test_each_has_a_permission_of_its_own(stores: None, place: str, missing: str) -> None:
+    in_database()
+    bella = browser_of(*(each for each in MAY if not each.startswith(missing)), "release_scheduledlock")
+    assert bella.get(place, {"task": "a.orm"}).status_code == 403
+    assert bella.post(place, {"task": "a.orm"}).status_code == 403
+    shown = bella.get(STORES).content.decode()
+    assert place not in shown
+    listed = bella.get("/admin/multiserver_schedule/scheduledlock/").content.decode()
+    action = place.removeprefix(STORES).strip("/")
+    assert f'value="{action}_selected"' not in listed
+    given = {"action": f"{action}_selected", "_selected_action": [str(ScheduledLock.objects.get().pk)]}
+    bella.post("/admin/multiserver_schedule/scheduledlock/", given)
+    lock = ScheduledLock.objects.get()
+    assert (lock.paused_at, lock.wanted_at) == (None, None)
+
+
+def test_who_may_not_see_the_locks_steers_nothing(stores: None) -> None:
+    in_database()
+    stranger = browser_of("pause_scheduledlock", "trigger_scheduledlock")
+    for place in (PAUSE, RESUME, RUN):
+        assert stranger.post(place, {"task": "a.orm"}).status_code == 403
+
+
+@pytest.mark.parametrize("place", [PAUSE, RESUME, RUN])
+def test_looking_and_forged_posts_steer_nothing(stores: None, place: str) -> None:
+    in_database(paused_at=THREE) if place == RESUME else in_database()
+    before = ScheduledLock.objects.values().get()
+    forged = browser_of(*MAY, enforce_csrf_checks=True)
+    for method in (forged.get, forged.head, forged.put, forged.delete):
+        method(f"{place}?task=a.orm&lock=default&reason=x")
+    assert forged.post(place, {"task": "a.orm", "lock": "default"}).status_code == 403
+    assert ScheduledLock.objects.values().get() == before
+
+
+def test_what_is_chosen_by_nobody_is_refused(stores: None) -> None:
+    assert "No task was chosen." in do(browser_of(*MAY), PAUSE)
+
+
+def test_an_unknown_task_and_a_store_that_is_down_are_said_to_be(stores: None, settings: Any) -> None:
+    in_database()
+    anna = browser_of(*MAY)
+    assert "No task is named 'a.orn'. Did you mean a.orm?" in do(anna, PAUSE, task="a.orn")
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "LOCKS": {"cache": AWAY}}
+    said = do(anna, PAUSE, all="yes")
+    assert "Paused: everything" in said and "The lock 'cache' does not answer" in said
+
+
+def test_a_reason_is_shown_escaped(stores: None) -> None:
+    in_database()
+    anna = browser_of(*MAY)
+    do(anna, PAUSE, task="a.orm", reason="<script>alert(1)</script>")
+    for place in (STORES, "/admin/multiserver_schedule/scheduledlock/", f"{PAUSE}?task=%3Cscript%3Ealert(1)"):
+        page = anna.get(place).content.decode()
+        assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
+
+
+def test_steering_works_where_each_request_is_a_transaction(stores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
+    in_database()
+    anna = browser_of(*MAY)
+    assert "Paused: a.orm" in do(anna, PAUSE, task="a.orm")
+    assert "Resumed: a.orm" in do(anna, RESUME, task="a.orm")
+    assert "A run of a.orm is asked for" in do(anna, RUN, task="a.orm")

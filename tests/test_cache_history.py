@@ -438,7 +438,7 @@ def test_with_the_cache_away_what_is_locked_in_the_database_runs(
         wait_for_more(fleet, "cached")
         web1.terminate()
         assert web1.wait() == 1
-        troubles = re.findall("^looking for what is due: .*", web1.output, re.MULTILINE)
+        troubles = re.findall(r"^(?:looking for|renewing).*: ", web1.output, re.MULTILINE)
         assert 1 <= len(troubles) <= 3, "it is said once for each kind of trouble, not at every attempt"
         assert unrecorded(web1) == []
         assert_that_none_ran_twice(fleet)

@@ -9,15 +9,18 @@ import subprocess
 import sys
 from datetime import timedelta
 from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, load_command_class
 from django.db import OperationalError, transaction
 from django.utils import timezone
 
+from multiserver_schedule import schedule
 from multiserver_schedule.exceptions import UnsafeTransaction
+from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 
 from . import test_operate
@@ -98,6 +101,15 @@ def test_a_manual_run_works_before_the_first_pass() -> None:
     assert (status, "succeeded" in said) == (0, True)
 
 
+def test_a_manual_run_says_what_it_registers_only_to_who_wants_to_hear_it() -> None:
+    said, _ = call("schedule", "trigger", "shop.digest")
+    assert re.fullmatch(r"[\d-]+ [\d:]+Z shop\.digest succeeded in \d+\.\d s on web1\n", said), said
+    ScheduledLock.objects.all().delete()
+    ScheduleState.objects.all().delete()
+    said, _ = call("schedule", "trigger", "shop.digest", "--verbosity=2")
+    assert said.startswith("registered 7 tasks from tests.shop.schedule")
+
+
 def test_a_manual_run_that_fails_ends_with_status_1() -> None:
     said, status = call("schedule", "trigger", "shop.broken")
     assert status == 1
@@ -131,9 +143,9 @@ def test_the_list_shows_when_who_and_how() -> None:
     digest = said[said.index("shop.digest") :].split("\nshop", 1)[0]
     assert re.search(r"next \d{4}-\d\d-\d\d 09:00:00 \(in .*\); ready", digest)
     assert "last succeeded" in digest
-    assert re.search(r"shop\.broken\n    next .*; running on web9 since \d{4}", said)
+    assert re.search(r"shop\.broken\n    next .*\n    running on web9 since \d{4}", said)
     assert "shop.here@web1" in said
-    assert max(map(len, said.splitlines())) <= 100
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_the_list_as_json_has_times_in_utc() -> None:
@@ -160,7 +172,7 @@ def test_the_list_shows_until_when_a_lock_is_held_and_in_which() -> None:
     call("runschedule", "--inline")
     hold("shop.broken", renewed=timedelta(0))
     said, _ = call("schedule", "list")
-    assert re.search(r"^shop\.broken\n    next .*; running on web9 since [\d-]+ [\d:]+ until [\d:-]+", said, re.M)
+    assert re.search(r"^shop\.broken\n    next .*\n    running on web9 since [\d-]+ [\d:]+ until [\d:-]+", said, re.M)
     line = next(line for line in json.loads(call("schedule", "list", "--json")[0]) if line["name"] == "shop.broken")
     assert (line["lock"], line["held_in"], line["holder"]) == ("default", "default", "web9")
     assert line["since"] < line["as_of"] < line["until"]
@@ -182,7 +194,7 @@ def test_a_store_that_is_down_makes_its_tasks_unknown_and_the_status_1(settings:
     said, status = call("schedule", "list", stderr=errors)
     assert status == 1
     assert errors.getvalue() == "The lock 'default' does not answer: ConnectionError: Connection refused\n"
-    assert re.search(r"shop\.digest\n    next .*; unknown: ConnectionError: Connection refused", said)
+    assert re.search(r"shop\.digest\n    next .*\n    unknown: ConnectionError: Connection refused", said)
     listed = json.loads(call("schedule", "list", "--json", stderr=errors)[0])
     assert {line["state"] for line in listed} == {"unknown: ConnectionError: Connection refused"}
 
@@ -195,9 +207,60 @@ def test_what_is_long_in_the_list_is_wrapped(settings: Any) -> None:
     settings.MULTISERVER_SCHEDULE = {"LOCKS": {"cache": {"BACKEND": "tests.test_operate.Board"}}}
     said, _ = call("schedule", "list")
     lines = said[said.index("shop.broken") :].split("\nshop")[0].splitlines()
-    assert max(map(len, lines)) <= 96
-    assert [line.split()[0] for line in lines[1:5]] == ["next", "stale", "until", "last"]
-    assert [len(line) - len(line.lstrip()) for line in lines[1:]] == [4, 4, 8, 4, 8]
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[1:5]] == ["next", "stale", "since", "last"]
+    assert [len(line) - len(line.lstrip()) for line in lines[1:6]] == [4, 4, 8, 4, 8]
+
+
+def listed(name: str, *arguments: str) -> list[str]:
+    """Return the lines of a task in the list."""
+    lines = call("schedule", "list", *arguments)[0].splitlines()
+    return [line.strip() for line in takewhile(lambda line: line.startswith("    "), lines[lines.index(name) + 1 :])]
+
+
+def test_a_task_that_nobody_starts_is_listed_as_overdue() -> None:
+    call("runschedule", "--inline")
+    since = timezone.now().replace(microsecond=0) - timedelta(minutes=5)
+    ScheduledLock.objects.filter(task__in=["shop.digest", "shop.here@web1"]).update(next_due_at=since, not_before=since)
+    ScheduleState.objects.filter(scope="web1").update(seen_at=since)
+    ScheduleState.objects.filter(key="server:web1").delete()
+    overdue = f"overdue since {since:%Y-%m-%d %H:%M:%S}"
+    assert overdue in " ".join(listed("shop.digest")) and "ready" not in " ".join(listed("shop.digest"))
+    assert " ".join(listed("shop.digest")).count("overdue") == 1
+    said = " ".join(listed("shop.here@web1"))
+    assert overdue in said and f"its server was last seen {since:%Y-%m-%d %H:%M:%S}" in said
+
+
+def test_why_a_due_time_was_skipped_is_shown_in_the_zone_of_the_list_and_how_often() -> None:
+    call("runschedule", "--inline")
+    ScheduledRun.objects.create(
+        task="shop.digest",
+        due_at="2030-01-01T03:05:00+00:00",
+        status="skipped",
+        reason="held by web2 since 2030-01-01T03:00:00Z",
+        count=3,
+    )
+    tokyo = listed("shop.digest", "--timezone=Asia/Tokyo")
+    assert "last skipped ×3 (held by web2 since 2030-01-01 12:00:00) 2030-01-01 12:05:00" in tokyo
+    said = " ".join(call("schedule", "explain", "shop.digest", "--timezone=Asia/Tokyo")[0].split())
+    assert "last skipped 2030-01-01 12:05:00: held by web2 since 2030-01-01 12:00:00, 3 due times in a row" in said
+    ScheduledRun.objects.update(count=1)
+    assert "last skipped (held by web2 since 2030-01-01 03:00:00) 2030-01-01 03:05:00" in listed("shop.digest")
+
+
+def test_what_runs_while_it_is_paused_is_said_to_run_and_to_be_paused_once() -> None:
+    call("runschedule", "--inline")
+    hold("shop.digest", renewed=timedelta(0))
+    call("schedule", "pause", "--all", "--reason=deploy")
+    said = " ".join(listed("shop.digest"))
+    assert "running on web9 since" in said and "paused with everything" in said
+    assert said.count("paused") == 1
+    assert "; ".join(listed("shop.broken")).endswith("; paused with everything")
+    call("schedule", "resume", "--all")
+    call("schedule", "pause", "shop.digest", "--reason=hangs")
+    said = " ".join(listed("shop.digest"))
+    assert re.search(r" running on web9 since .* paused since [\d-]+ [\d:]+ \(hangs\)", said)
+    assert said.count("paused") == 1
 
 
 def test_unlock_frees_a_lock_and_says_so() -> None:
@@ -251,6 +314,81 @@ def test_unlock_in_one_of_two_locks(settings: Any) -> None:
         call_command("schedule", "unlock", "shop.digest", "--lock=cache")
 
 
+def jump_ahead(*names: str) -> str:
+    """Have these tasks' last due time be one of the day after tomorrow; return it as it is said."""
+    at = timezone.now().replace(microsecond=0) + timedelta(days=2)
+    ScheduledLock.objects.filter(task__in=names).update(last_due_at=at, next_due_at=at + timedelta(days=1))
+    return f"{at:%Y-%m-%d %H:%M:%S}Z"
+
+
+def test_unlock_needs_a_task_or_the_clock_and_says_what_to_write() -> None:
+    with pytest.raises(
+        CommandError, match=r"names no task. Write `schedule unlock NAME`, or `schedule unlock --clock`"
+    ):
+        call("schedule", "unlock")
+    with pytest.raises(CommandError, match=r"names both a task and --clock. Write `schedule unlock NAME`, or"):
+        call("schedule", "unlock", "shop.digest", "--clock")
+
+
+def test_unlock_clock_says_of_each_row_what_it_had_and_has_and_what_runs_again() -> None:
+    call("runschedule", "--inline")
+    was = jump_ahead("shop.digest", "shop.broken")
+    ahead = ScheduledLock.objects.get(task="shop.digest").last_due_at
+    ScheduledRun.objects.create(task="shop.digest", due_at=ahead, status="succeeded")
+    ScheduledRun.objects.create(task="shop.broken", due_at=ahead, status="skipped")
+    errors = StringIO()
+    said, status = call("schedule", "unlock", "--clock", stderr=errors)
+    said = " ".join(said.split())
+    time = r"[\d-]+ [\d:]+Z"
+    assert status == 0
+    assert re.search(rf"shop\.broken: the last due time was {was}, is {time}; next due {time}", said), said
+    again = "1 due time.s. ran ahead of their time, and run again"
+    assert re.search(rf"shop\.digest: the last due time was {was}, is {time}; {again}; next due {time}", said), said
+    assert errors.getvalue().startswith(
+        "These ran ahead of their time, and run again when it comes: shop.digest. The log says"
+    )
+    assert ScheduledLock.objects.get(task="shop.digest").last_due_at <= timezone.now()
+    nothing = "nothing is later than the stores' clocks: there is nothing to mend\n"
+    assert call("schedule", "unlock", "--clock") == (nothing, 0)
+
+
+def test_unlock_clock_frees_what_nobody_renews_once_a_lease_has_gone_by() -> None:
+    call("runschedule", "--inline")
+    hold("shop.digest", renewed=-timedelta(days=2))
+    until = ScheduledLock.objects.get(task="shop.digest").renewed_at + timedelta(milliseconds=20)
+    ScheduledLock.objects.filter(task="shop.digest").update(expires_at=until)
+    errors = StringIO()
+    said, status = call("schedule", "unlock", "--clock", stderr=errors)
+    assert (status, errors.getvalue()) == (0, "Waiting 0.0 s for renewals of the lease of shop.digest.\n")
+    assert f"shop.digest: the lease of web9 was until {until:%Y-%m-%d %H:%M:%S}Z, is freed" in " ".join(said.split())
+    assert ScheduledLock.objects.get(task="shop.digest").owner is None
+    log = CleanupLog.objects.get()
+    assert (log.reason, log.cleaned_by) == ("released_by_hand", "web1")
+
+
+def test_unlock_clock_in_json_is_what_was_done() -> None:
+    call("runschedule", "--inline")
+    jump_ahead("shop.digest")
+    (row,) = json.loads(call("schedule", "unlock", "--clock", "--json")[0])["rows"]
+    assert (row["name"], row["lock"], row["released"]) == ("shop.digest", "default", None)
+    assert [each["what"] for each in row["brought"]] == ["the last due time"]
+
+
+def test_unlock_clock_by_a_clock_that_is_still_wrong_is_not_done_and_the_status_1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call("runschedule", "--inline")
+    jump_ahead("shop.digest")
+    clock = ORMLock.clock
+    monkeypatch.setattr(ORMLock, "clock", lambda lock: clock(lock) + timedelta(hours=1))
+    errors = StringIO()
+    assert call("schedule", "unlock", "--clock", stderr=errors) == ("", 1)
+    assert "The clock of the lock 'default' is wrong, or this server's is" in errors.getvalue()
+    assert ScheduledLock.objects.get(task="shop.digest").last_due_at > timezone.now()
+    monkeypatch.undo()
+    assert call("schedule", "unlock", "--clock", "--force")[1] == 0
+
+
 def test_an_unknown_zone_is_refused() -> None:
     with pytest.raises(CommandError, match="Europe/Berlin"):
         call_command("schedule", "list", "--timezone=Mars/Olympus")
@@ -261,6 +399,297 @@ def test_a_pass_inside_a_transaction_is_refused(settings: Any) -> None:
     settings.MULTISERVER_SCHEDULE = {"RUNNER": "fork"}
     with transaction.atomic(), pytest.raises(UnsafeTransaction, match="run_due"):
         call_command("runschedule")
+
+
+# -- steering ---------------------------------------------------------------------------------------------------------
+
+
+def steer(*arguments: str) -> tuple[str, str, int]:
+    """Return what a verb printed, what it said on stderr, and its exit status."""
+    errors = StringIO()
+    said, status = call("schedule", *arguments, stderr=errors)
+    return said, errors.getvalue(), status
+
+
+def test_pause_and_resume_say_what_they_did_and_the_list_says_why() -> None:
+    call("runschedule", "--inline")
+    assert steer("pause", "shop.digest", "shop.here", "--reason=the bank is down") == (
+        "shop.digest: paused\nshop.here@web1: paused\n",
+        "",
+        0,
+    )
+    said, _ = call("schedule", "list")
+    assert re.search(r"shop\.digest\n    next .*\n    paused since [\d-]+ [\d:]+ \(the bank is down\)\n", said)
+    assert steer("resume", "shop.digest", "shop.broken") == (
+        "shop.digest: resumed\nshop.broken: was not paused\n",
+        "",
+        0,
+    )
+    assert json.loads(steer("resume", "shop.here", "--json")[0])["rows"] == [["shop.here@web1", "default"]]
+
+
+def test_everything_that_is_paused_stands_above_the_list() -> None:
+    call("runschedule", "--inline")
+    assert steer("pause", "--all", "--reason=deploy of v7") == ("everything: paused\n", "", 0)
+    said, _ = call("schedule", "list")
+    assert re.match(r"Everything is paused since [\d-]+ [\d:]+ \(deploy of v7\)\n", said)
+    assert said.count("paused with everything") == 7
+    make_due("shop.digest")
+    assert call("runschedule", "--inline") == ("", 0)
+    assert steer("resume", "--all") == ("everything: resumed\n", "", 0)
+    assert steer("resume", "--all") == ("everything: was not paused\n", "", 0)
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_who_is_meant_has_to_be_said(verb: str) -> None:
+    with pytest.raises(CommandError, match=f"`schedule {verb}` names no task. Write"):
+        call("schedule", verb)
+    with pytest.raises(CommandError, match=f"`schedule {verb}` names both tasks and --all"):
+        call("schedule", verb, "shop.digest", "--all")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["schedule", "pause"],
+        ["schedule", "resume", "shop.digest", "--all"],
+        ["schedule", "pause", "shop.digest", "--lock=cahce"],
+        ["schedule", "unlock", "shop.digest", "--lock=cahce"],
+        ["schedule", "unlock"],
+        ["schedule", "unlock", "shop.digest", "--clock"],
+        ["schedule", "unlock", "--clock", "--lock=cahce"],
+        ["schedule", "pause", "shop.digest", f"--reason={'x' * 256}"],
+        ["schedule", "list", "--timezone=Mars/Olympus"],
+        ["schedule", "backfill", "shop.digest", "--from=yesterday"],
+        ["schedule", "backfill", "shop.digest", "--from=2026-01-02", "--to=2026-01-01"],
+        ["schedule", "backfill", "shop.digest", "--from=2999-01-01"],
+        ["runschedule", "--grace=5"],
+        ["runschedule", "--forever", "--grace=-1"],
+    ],
+)
+def test_options_that_make_no_sense_are_a_usage_error(wrong: list[str]) -> None:
+    with pytest.raises(CommandError) as refused:
+        call(*wrong)
+    assert refused.value.returncode == 2
+
+
+def test_a_pass_says_which_exit_statuses_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call_command("runschedule", "--help")
+    assert "Exit status: 0 all ran well" in " ".join(capsys.readouterr().out.split())
+
+
+BROKEN = {
+    "import": ("import no_such_module_of_anybody\n", "1: ModuleNotFoundError: No module named 'no_such_mod"),
+    "syntax": ("\n\ndef f(:\n", "3: SyntaxError: invalid syntax"),
+    "call": ("from datetime import time\n\ntime(25)\n", "3: ValueError: hour must be in 0..23"),
+    "library": ("import json\n\njson.loads('')\n", "3: JSONDecodeError: Expecting value"),
+    "declaration": (
+        "from multiserver_schedule import schedule\n\nschedule.call('time.sleep', 0).name('a.x')\n",
+        "3",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trigger", "shop.digest"],
+        ["trigger", "shop.broken", "--no-wait"],
+        ["backfill", "shop.digest", "--from=2026-01-01"],
+        ["explain", "a.x"],
+    ],
+)
+def test_a_schedule_that_is_broken_is_one_line_and_the_status_1(
+    how: str, arguments: list[str], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("runschedule", "--inline")
+    text, said = BROKEN[how]
+    package = f"broken_{how}_{len(arguments)}_{arguments[0]}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    (tmp_path / package / "schedule.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.ROOT_URLCONF = f"{package}.urls"
+    from multiserver_schedule.declare import registry
+
+    with registry.set_aside():
+        schedule.call("time.sleep", 0).daily().name("shop.digest")
+        with pytest.raises(CommandError) as refused:
+            call("schedule", *arguments)
+    told = str(refused.value)
+    assert f"{package}.schedule cannot be read: {tmp_path / package / 'schedule.py'}:{said}" in told
+    assert (refused.value.returncode, "\n" in told) == (1, False)
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "explain", "unlock", "trigger"])
+def test_an_unknown_name_gets_the_nearest_one_from_every_verb(verb: str) -> None:
+    call("runschedule", "--inline")
+    with pytest.raises(CommandError, match=r"No task is named 'shop.digset'. Did you mean shop.digest\?") as refused:
+        call("schedule", verb, "shop.digset")
+    assert refused.value.returncode == 1
+
+
+def test_what_could_not_be_done_in_one_lock_is_said_and_the_status_1(settings: Any) -> None:
+    settings.MULTISERVER_SCHEDULE = {"LOCKS": {"cache": DOWN}}
+    said, errors, status = steer("pause", "--all")
+    assert (said, status) == ("everything: paused (lock 'default')\n", 1)
+    assert errors.startswith("The lock 'cache' does not answer: ConnectionError: Connection refused.")
+
+
+def test_an_interrupt_is_seen_by_the_passes_that_have_begun() -> None:
+    call("runschedule", "--inline")
+    assert steer("interrupt") == ("services and passes: told to end after their current runs\n", "", 0)
+    assert ScheduleState.objects.get(key=ScheduleState.PROJECT).interrupted_at is not None
+
+
+def test_a_run_that_is_asked_for_is_run_by_the_next_pass() -> None:
+    call("runschedule", "--inline")
+    before = ScheduledLock.objects.get(task="shop.digest")
+    said, _, status = steer("trigger", "shop.digest", "--no-wait")
+    assert (said, status) == ("shop.digest: asked for; the next service or pass that looks runs it\n", 0)
+    assert not work.noted
+    assert "a run is asked for since" in call("schedule", "list")[0]
+    said, status = call("runschedule", "--inline")
+    assert (status, "shop.digest succeeded" in said) == (0, True)
+    assert ScheduledRun.objects.get().trigger == "manual"
+    after = ScheduledLock.objects.get(task="shop.digest")
+    assert (after.last_due_at, after.next_due_at, after.wanted_at) == (before.last_due_at, before.next_due_at, None)
+    assert call("runschedule", "--inline") == ("", 0)
+
+
+def test_a_manual_run_as_json_says_how_it_went() -> None:
+    said, _, status = steer("trigger", "shop.broken", "--json")
+    told = json.loads(said)
+    assert (told["name"], told["status"], status) == ("shop.broken", "failed", 1)
+    assert "no such column" in told["error"]
+    hold("shop.digest", renewed=timedelta(0))
+    assert json.loads(steer("trigger", "shop.digest", "--json")[0]) == {"name": "shop.digest", "status": "not started"}
+
+
+def test_the_next_due_times_of_all_tasks_are_one_table() -> None:
+    call("runschedule", "--inline")
+    said, errors, status = steer("list", "--next", "20", "--timezone=Asia/Tokyo")
+    lines = said.splitlines()
+    assert (errors, status, len(lines)) == ("", 0, 22)
+    assert lines[-1] == "Times are those of Asia/Tokyo."
+    assert all(re.match(r"[\d-]{10} [\d:]{8}  in \d+ \w+ +shop\.\w+", line) for line in lines[:20])
+    assert lines[:20] == sorted(lines[:20], key=lambda line: line[:19])
+    assert max(map(len, lines)) <= 80
+    (first, _) = json.loads(steer("list", "--next", "2", "--json")[0])
+    assert set(first) == {"at", "name", "kind", "due_at", "paused", "text"}
+
+
+def test_a_task_that_is_tried_again_says_when_and_which_attempt_it_is() -> None:
+    call("runschedule", "--inline")
+    at = timezone.now() + timedelta(minutes=1)
+    ScheduledLock.objects.filter(task="shop.broken").update(retry_at=at, attempt=2)
+    said, _ = call("schedule", "list")
+    assert f"attempt 2 of 2 at {at:%Y-%m-%d %H:%M:%S}" in said
+    assert re.search(r"shop\.broken +\(attempt 2 of 2\)", steer("list", "--next", "5")[0].replace("  (", " ("))
+
+
+def test_a_task_is_explained_in_eighty_columns() -> None:
+    call("runschedule", "--inline")
+    said, errors, status = steer("explain", "shop.digest", "--next=3")
+    assert (errors, status) == ("", 0)
+    assert max(map(len, said.splitlines())) <= 80
+    assert said.startswith("shop.digest\n    runs              function tests.shop.work.note('digest')\n")
+    assert len(re.findall(r"09:00:00 \+00:00  [\d-]+ 09:00:00Z", said)) == 3
+    assert "The clocks of UTC do not change within 13 months." in said
+    assert "18:00:00 +09:00" in steer("explain", "shop.digest", "--timezone=Asia/Tokyo")[0]
+    told = json.loads(steer("explain", "shop.digest", "--json")[0])
+    assert (told["schedule"], told["offset"], told["change"]) == ("0 9 * * * UTC", 0.0, None)
+
+
+def test_a_clock_change_is_shown_with_the_due_times_around_it(settings: Any) -> None:
+    settings.MULTISERVER_SCHEDULE["TIME_ZONE"] = "Europe/Berlin"
+    from multiserver_schedule import schedule
+    from multiserver_schedule.declare import registry
+
+    with registry.set_aside():
+        schedule.call("time.sleep", 0).daily_at("02:30").name("a.nightly")
+        said, _, _ = steer("explain", "a.nightly")
+    assert re.search(r"^Next clock change in Europe/Berlin: [\d-]+ 0\d:00 becomes 0\d:00", said, re.M)
+    assert "it runs right after the gap" in said or "it runs once in the repeated hour" in said
+    before, after = said.split("    - then the clocks change -\n")
+    assert len(before.splitlines()[-3:]) == len(after.splitlines()) == 3
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_prune_says_what_it_did() -> None:
+    old = timezone.now() - timedelta(days=40)
+    for number in range(3):
+        ScheduledRun.objects.create(task="a.b", due_at=old + timedelta(hours=number), status="failed", finished_at=old)
+    said, _, status = steer("prune", "--dry-run")
+    assert status == 0
+    assert said == "history in 'default': would delete 2 runs by age, 0 successes by number, 0 clean-ups\n"
+    assert ScheduledRun.objects.count() == 3
+    told = json.loads(steer("prune", "--json")[0])
+    assert told["histories"][0]["old_runs"] == 2
+    assert ScheduledRun.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [["prune", "--days=-1"], ["prune", "--batch=0"], ["prune", "--runs=x"], ["list", "--next=0"]]
+)
+def test_a_number_that_makes_no_sense_is_a_usage_error(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("schedule", *wrong)[1] == 2
+    assert "write 1 or more" in capsys.readouterr().err or wrong[1] in ("--days=-1", "--runs=x")
+
+
+def test_check_says_what_is_wrong_with_status_1(settings: Any) -> None:
+    call("runschedule", "--inline")
+    said, _, status = steer("check")
+    assert status == 0
+    assert "ok       lock 'default': 7 of 7 declared task(s) registered" in said
+    assert max(map(len, said.splitlines())) <= 80
+    settings.MULTISERVER_SCHEDULE = {"LOCKS": {"cache": DOWN}}
+    said, _, status = steer("check", "--json")
+    assert status == 1
+    assert [each["about"] for each in json.loads(said) if each["level"] == "problem"] == ["lock 'cache'"]
+
+
+VERBS = ("list", "explain", "trigger", "pause", "resume", "unlock", "interrupt", "backfill", "prune", "check")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_json_and_says_which_exit_statuses_there_are(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call_command("schedule", verb, "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--json" in said
+    assert "exit status: 0 done. 1 not done" in said
+
+
+@pytest.mark.parametrize(
+    ("verb", "nearest"),
+    [("triger", " Did you mean 'trigger'?"), ("CHECK", " Did you mean 'check'?"), ("xyz", "")],
+)
+def test_an_unknown_verb_gets_the_nearest_one_and_all_of_them(verb: str, nearest: str) -> None:
+    for arguments in [(verb,), (verb, "shop.digest", "--json"), ("--verbosity=2", verb)]:
+        with pytest.raises(CommandError) as refused:
+            call_command("schedule", *arguments)
+        assert str(refused.value) == f"Error: Unknown verb {verb!r}.{nearest} Verbs are: {', '.join(VERBS)}."
+
+
+def test_no_verb_at_all_is_told_so() -> None:
+    with pytest.raises(CommandError) as refused:
+        call_command("schedule")
+    assert str(refused.value) == "Error: the following arguments are required: verb"
+
+
+def test_an_unknown_verb_that_is_typed_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        load_command_class("multiserver_schedule", "schedule").run_from_argv(
+            ["manage.py", "schedule", "triger", "shop.digest"]
+        )
+    said = capsys.readouterr().err
+    assert (left.value.code, said.startswith("usage: manage.py schedule ")) == (2, True)
+    assert "\nmanage.py schedule: error: Unknown verb 'triger'. Did you mean 'trigger'? Verbs are: list, " in said
 
 
 PROJECT = {
@@ -322,3 +751,15 @@ def test_nothing_runs_while_everything_is_paused() -> None:
     ScheduleState.objects.filter(key=ScheduleState.PROJECT).update(paused_at=timezone.now())
     assert call("runschedule", "--inline") == ("", 0)
     assert not ScheduledRun.objects.exists()
+
+
+def test_a_database_without_our_tables_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look(*args: Any, **options: Any) -> Any:
+        raise OperationalError("no such table: multiserver_schedule_schedulestate")
+
+    monkeypatch.setattr(ORMLock, "look", look)
+    _, status = call("runschedule")
+    assert status == 1
+    assert "Has `manage.py migrate` been run?" in caplog.text

@@ -157,3 +157,50 @@ def test_a_command_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch
     (problem,) = problems(lambda: schedule.command("broken").hourly())
 
     assert problem.startswith("The command 'broken' cannot be loaded: ModuleNotFoundError")
+
+
+def of_a_run(run: object) -> None:
+    raise AssertionError("verifying runs nothing")
+
+
+def of_its_end(*, status: str, error: str, subject: str = "x") -> None:
+    raise AssertionError("verifying runs nothing")
+
+
+def of_everything(**known: object) -> None:
+    raise AssertionError("verifying runs nothing")
+
+
+def of_something_else(run: object, subject: str) -> None:
+    raise AssertionError("verifying runs nothing")
+
+
+@pytest.mark.parametrize("hook", [of_a_run, of_everything, later, f"{HERE}.of_a_run", lambda: None])
+def test_a_hook_names_what_it_wants_to_be_given(hook: Any) -> None:
+    assert problems(lambda: schedule.call(later).hourly().before(hook).after(hook)) == []
+
+
+def test_a_hook_that_needs_what_it_is_not_given_is_wrong() -> None:
+    (problem,) = problems(lambda: schedule.call(later).hourly().on_failure(of_something_else))
+
+    assert problem == (
+        ".on_failure(): 'of_something_else' cannot be called so: missing a required argument: 'subject'. "
+        "It is offered run, status, output, error, seconds by name."
+    ).replace("'of_something_else'", "of_something_else")
+
+
+def test_before_a_run_nothing_is_known_of_its_end() -> None:
+    (problem,) = problems(lambda: schedule.call(later).hourly().before(of_its_end).on_success(of_its_end))
+
+    # Python 3.12 says "missing a required keyword-only argument".
+    assert problem.startswith(".before(): of_its_end cannot be called so: missing a required ")
+    assert "argument: 'status'. It is offered run" in problem
+
+
+def test_a_hook_that_is_not_there_or_does_nothing_when_called_is_wrong() -> None:
+    (gone,) = problems(lambda: schedule.call(later).hourly().after(f"{HERE}.no_such_hook"))
+    with registry.set_aside():
+        (lazy,) = problems(lambda: schedule.call(later).hourly().on_success(generator))
+
+    assert gone.startswith(f".after(): '{HERE}.no_such_hook' cannot be imported: ImportError")
+    assert lazy.startswith(".on_success(): generator is a generator")

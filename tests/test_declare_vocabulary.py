@@ -13,7 +13,7 @@ import pytest
 
 from multiserver_schedule import schedule
 from multiserver_schedule.declare import Declaration, Registry, registry
-from multiserver_schedule.entries import Filter, ScheduledTask
+from multiserver_schedule.entries import Filter, Hook, Mail, OutputFile, Ping, ScheduledTask
 from multiserver_schedule.exceptions import DeclarationError
 
 UTC = timezone.utc
@@ -165,6 +165,8 @@ def is_open() -> bool:
     return True
 
 
+URL = "https://me:secret@hc.example/a1b2?key=secret"
+
 FIELDS: list[Gives] = [
     ("name", lambda s: s, {"name": "the.task"}),
     ("when", lambda s: s.when(is_open), {"filters": (Filter(is_open, True),)}),
@@ -187,6 +189,14 @@ FIELDS: list[Gives] = [
     ("without_overlapping", lambda s: s.without_overlapping(min_break=timedelta(0)), {"min_break": timedelta(0)}),
     ("overlap", lambda s: s.overlap("allow"), {"overlap": "allow"}),
     ("overlap", lambda s: s.without_overlapping().overlap("skip"), {"overlap": "skip"}),
+    ("overlap", lambda s: s.overlap("queue_one").without_overlapping(), {"overlap": "queue_one"}),
+    ("overlap", lambda s: s.overlap("cancel_other"), {"overlap": "cancel_other"}),
+    ("jitter", lambda s: s.jitter(minutes=5), {"jitter": timedelta(minutes=5)}),
+    ("jitter", lambda s: s.jitter(timedelta(seconds=90)), {"jitter": timedelta(seconds=90)}),
+    ("retry", lambda s: s.retry(3), {"retries": 3, "backoff": timedelta(minutes=1)}),
+    ("retry", lambda s: s.retry(1, backoff=timedelta(seconds=5)), {"retries": 1, "backoff": timedelta(seconds=5)}),
+    ("on_crash", lambda s: s.on_crash("rerun"), {"rerun": True}),
+    ("on_crash", lambda s: s.on_crash("skip"), {"rerun": False}),
     ("on_every_server", lambda s: s.on_every_server(), {"on_every_server": True}),
     ("lock_with", lambda s: s.lock_with("default"), {"lock": "default"}),
     ("ensure_finished", lambda s: s.ensure_finished(minutes=30), {"limit": timedelta(minutes=30)}),
@@ -196,6 +206,30 @@ FIELDS: list[Gives] = [
     ("catch_up", lambda s: s.catch_up(within=timedelta(hours=2)), {"catch_up": timedelta(hours=2)}),
     ("catch_up", lambda s: s.catch_up(all=True), {"catch_up": "all"}),
     ("no_catch_up", lambda s: s.no_catch_up(), {"catch_up": "none"}),
+    ("before", lambda s: s.before(is_open), {"hooks": (Hook("before", is_open),)}),
+    ("after", lambda s: s.after("shop.tell"), {"hooks": (Hook("after", "shop.tell"),)}),
+    ("on_success", lambda s: s.on_success(is_open), {"hooks": (Hook("success", is_open),)}),
+    (
+        "on_failure",
+        lambda s: s.on_failure(is_open).before("shop.tell").on_failure("shop.tell"),
+        {"hooks": (Hook("failure", is_open), Hook("before", "shop.tell"), Hook("failure", "shop.tell"))},
+    ),
+    ("ping_before", lambda s: s.ping_before(URL), {"pings": (Ping("before", URL),)}),
+    (
+        "then_ping",
+        lambda s: s.then_ping(URL).then_ping("http://[::1]:8/"),
+        {"pings": (Ping("after", URL), Ping("after", "http://[::1]:8/"))},
+    ),
+    ("ping_on_success", lambda s: s.ping_on_success(URL), {"pings": (Ping("success", URL),)}),
+    ("ping_on_failure", lambda s: s.ping_on_failure(URL), {"pings": (Ping("failure", URL),)}),
+    ("send_output_to", lambda s: s.send_output_to("a.log"), {"output_file": OutputFile("a.log", append=False)}),
+    ("append_output_to", lambda s: s.append_output_to(Path("/a/b")), {"output_file": OutputFile("/a/b", append=True)}),
+    ("email_output_to", lambda s: s.email_output_to("a@b", "c@d"), {"mails": (Mail(("a@b", "c@d"), False),)}),
+    (
+        "email_output_on_failure",
+        lambda s: s.email_output_on_failure(["a@b"]).email_output_to("c@d"),
+        {"mails": (Mail(("a@b",), True), Mail(("c@d",), False))},
+    ),
 ]
 
 
@@ -317,8 +351,18 @@ WRONG: list[tuple[Say, tuple[str, ...]]] = [
     (lambda s: s.hourly().environments("", "x"), (".environments()", "''")),
     (lambda s: s.hourly().only_on(None), (".only_on()", "None")),  # type: ignore[arg-type]
     (lambda s: s.hourly().overlap("alow"), ("'alow'", "'allow'")),  # type: ignore[arg-type]
-    (lambda s: s.hourly().overlap("queue_one"), ("'queue_one'", "service mode")),  # type: ignore[arg-type]
-    (lambda s: s.hourly().overlap("cancel_other"), ("'cancel_other'", "service mode")),  # type: ignore[arg-type]
+    (lambda s: s.hourly().overlap("queue"), ("'queue'", "'queue_one'")),  # type: ignore[arg-type]
+    (lambda s: s.hourly().overlap(True), ("True", "'skip', 'allow', 'queue_one', 'cancel_other'")),  # type: ignore[arg-type]
+    (lambda s: s.hourly().jitter(60), ("jitter(60)", "no unit", "minutes=60")),  # type: ignore[arg-type]
+    (lambda s: s.hourly().jitter(), (".jitter()", "no time")),
+    (lambda s: s.hourly().jitter(minutes=60), (".jitter()", "1:00:00 is not under its period", "shorter")),
+    (lambda s: s.hourly().retry(0), (".retry(0)", "1 to 20")),
+    (lambda s: s.hourly().retry(21), (".retry(21)", "1 to 20")),
+    (lambda s: s.hourly().retry(True), (".retry(True)", "1 to 20")),
+    (lambda s: s.hourly().retry(3, backoff=60), ("backoff=60", "no unit", "timedelta")),  # type: ignore[arg-type]
+    (lambda s: s.every_minute().retry(3), (".retry()", "0:01:00 is not under its period", "backoff shorter")),
+    (lambda s: s.hourly().on_crash("retry"), (".on_crash('retry')", "'rerun'")),  # type: ignore[arg-type]
+    (lambda s: s.hourly().on_crash("rerun").overlap("allow"), ('.on_crash("rerun") contradicts .overlap("allow")',)),
     (lambda s: s.hourly().without_overlapping().overlap("allow"), ("contradicts",)),
     (lambda s: s.hourly().overlap("allow").without_overlapping(), ("contradicts",)),
     (lambda s: s.hourly().without_overlapping(min_break=60), ("min_break=60", "no unit", "timedelta")),  # type: ignore[arg-type]
@@ -336,6 +380,26 @@ WRONG: list[tuple[Say, tuple[str, ...]]] = [
     (lambda s: s.hourly().catch_up(within=timedelta(1), all=True), ("two answers",)),
     (lambda s: s.hourly().catch_up(all=True).no_catch_up(), (".no_catch_up() contradicts .catch_up()",)),
     (lambda s: s.hourly().no_catch_up().catch_up(all=True), (".catch_up() contradicts .no_catch_up()",)),
+    (lambda s: s.hourly().after(is_open()), (".after(True)", "without calling it", ".after(notify)")),  # type: ignore[arg-type]
+    (lambda s: s.hourly().on_failure("notify"), (".on_failure('notify')", "dotted path")),
+    (lambda s: s.hourly().before("shop tell.me"), (".before('shop tell.me')", "dotted path")),
+    (lambda s: s.hourly().then_ping("ftp://a/b"), (".then_ping()", "'ftp'", "http or https")),
+    (lambda s: s.hourly().then_ping("example.com/a"), (".then_ping()", "http or https", '"https://')),
+    (lambda s: s.hourly().ping_before("https:///a"), (".ping_before()", "without a host")),
+    (lambda s: s.hourly().ping_before("https://[::1/a"), (".ping_before()", "https://")),
+    (lambda s: s.hourly().ping_before("https://a:port/"), (".ping_before()", "https://")),
+    (lambda s: s.hourly().ping_on_success("https://a/b c"), (".ping_on_success()", "percent-encoded")),
+    (lambda s: s.hourly().ping_on_success("https://a/\r\nb"), (".ping_on_success()", "percent-encoded")),
+    (lambda s: s.hourly().ping_on_success("https://ä/"), (".ping_on_success()", "percent-encoded")),
+    (lambda s: s.hourly().ping_on_failure(None), (".ping_on_failure()", "NoneType")),  # type: ignore[arg-type]
+    (lambda s: s.hourly().send_output_to(""), (".send_output_to('') is not a path",)),
+    (lambda s: s.hourly().send_output_to(b"a"), (".send_output_to(b'a') is not a path",)),  # type: ignore[arg-type]
+    (lambda s: s.hourly().append_output_to("/var/log/"), ("is a folder", "/var/log/nightly.log")),
+    (lambda s: s.hourly().send_output_to("a").append_output_to("a"), (".append_output_to() contradicts",)),
+    (lambda s: s.hourly().append_output_to("a").send_output_to("a"), (".send_output_to() contradicts",)),
+    (lambda s: s.hourly().email_output_to(), (".email_output_to() names none",)),
+    (lambda s: s.hourly().email_output_to("ops"), (".email_output_to()", "'ops' is no address")),
+    (lambda s: s.hourly().email_output_on_failure("a@b\nBcc: c@d"), (".email_output_on_failure()", "no address")),
 ]
 
 
@@ -344,6 +408,16 @@ def test_a_wrong_word_is_told_where_it_is_what_is_wrong_and_what_to_write(say: S
     message = refused(say)
 
     assert [part for part in (*parts, f"{Path(__file__)}:", "'the.task'") if part not in message] == []
+
+
+def test_what_is_wrong_with_an_address_is_told_without_repeating_its_secrets() -> None:
+    for url in (
+        "ftp://me:secret@a/?key=secret",
+        "https://me:secret@a/ ?key=secret",
+        "https://me:secret@a:x/?key=secret",
+    ):
+        registry._clear()
+        assert "secret" not in refused(lambda s, url=url: s.hourly().then_ping(url))  # type: ignore[misc]
 
 
 def test_the_message_names_the_line_of_the_declaration() -> None:

@@ -103,7 +103,7 @@ def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
 
 
 def test_the_permission_and_the_warnings_that_it_names_are_there() -> None:
-    [(codename, name)] = ScheduledLock._meta.permissions
+    codename, name = ScheduledLock._meta.permissions[0]
     assert f"multiserver_schedule.{codename}" in PROSE and f'"{name}"' in PROSE
     for named in re.findall(r"\b[EW]\d{3}\b", LOCKS):
         assert f"multiserver_schedule.{named}" in inspect.getsource(checks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -14,6 +15,9 @@ from multiserver_schedule.entries import Row, ScheduledTask
 UTC = timezone.utc
 THREE = datetime(2030, 1, 1, 3, tzinfo=UTC)
 POLICY = Policy()
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
 
 
 def task(name: str = "shop.report", when: Any = None, **more: Any) -> ScheduledTask:
@@ -203,3 +207,44 @@ def test_a_task_that_was_starved_keeps_its_place_in_the_queue() -> None:
     rows = [row(second, THREE - timedelta(hours=3)), row(first, THREE - timedelta(hours=1))]
     ready = plan({t.name: t for t in (first, second)}, rows, THREE, server="web1", policy=POLICY).ready
     assert [occurrence.task.name for occurrence in ready] == ["b.second", "a.first"]
+
+
+def test_an_attempt_that_is_owed_minds_no_break() -> None:
+    owed = row(task(), THREE, retry_at=THREE + MINUTE, attempt=2, trigger="catch_up", not_before=THREE + 10 * MINUTE)
+    assert found(task(), owed, THREE + MINUTE - SECOND).ready == []
+    assert found(task(), owed, THREE + MINUTE - SECOND).next_at == THREE + MINUTE
+    [ready] = found(task(), owed, THREE + MINUTE).ready
+    assert (ready.due_at, ready.attempt, ready.trigger) == (THREE, 2, "catch_up")
+    assert ready.next_due_at == THREE + HOUR
+
+
+def test_a_newer_due_time_goes_before_what_is_owed() -> None:
+    owed = row(task(), THREE, retry_at=THREE + 59 * MINUTE, attempt=2)
+    [ready] = found(task(), owed, THREE + HOUR).ready
+    assert (ready.due_at, ready.attempt) == (THREE + HOUR, 1)
+
+
+def test_what_is_owed_waits_for_a_manual_run_and_is_looked_at_again() -> None:
+    owed = row(task(), THREE, retry_at=THREE + MINUTE, attempt=2, owner="somebody", server="web2")
+    waits = found(task(), owed, THREE + 2 * MINUTE)
+    assert (waits.ready, waits.held, waits.missed) == ([], [], [])
+    assert waits.next_at == THREE + 2 * MINUTE + SECOND
+
+
+def test_a_run_that_was_asked_for_is_ready_whatever_the_schedule_says() -> None:
+    asked = row(task(), THREE, wanted_at=THREE + MINUTE, not_before=THREE + HOUR)
+    [ready] = found(task(), asked, THREE + 2 * MINUTE).ready
+    assert (ready.trigger, ready.requested, ready.due_at) == ("manual", True, THREE + MINUTE)
+    assert found(task(), dataclasses.replace(asked, owner="somebody"), THREE + 2 * MINUTE).ready == []
+
+
+def test_jitter_moves_the_start_and_not_the_due_time() -> None:
+    late = task(jitter=timedelta(minutes=30))
+    offset = late.offset(late.name)
+    assert timedelta(0) < offset < timedelta(minutes=30)
+    before = found(late, row(late, THREE - HOUR), THREE + offset - SECOND)
+    assert (before.ready, before.put_off_to) == ([], THREE + offset)
+    [ready] = found(late, row(late, THREE - HOUR), THREE + offset).ready
+    assert (ready.due_at, ready.trigger) == (THREE, "schedule")
+    assert late.offset("a") != late.offset("b")
+    assert late.offset("a@web1") != late.offset("a@web2")

@@ -20,6 +20,7 @@ TASKS = {
     "side": Told(due=interval(10), overlap=True),
     "chosen": Told(due=interval(10), servers=("web2",)),
     "own": Told(due=interval(10), on_every_server=True),
+    "retried": Told(due=interval(10), min_break=timedelta(seconds=2), retries=1, failures=1),
 }
 
 
@@ -174,6 +175,12 @@ def the(forged: Forged, task: str, fence: int) -> Any:
     return next(run for run in forged.runs if run.task == task and run.fence == fence and run.status != "skipped")
 
 
+def retried(forged: Forged) -> None:
+    forged.run("retried", 30, 4, status="failed")
+    forged.run("retried", 30, 5, start=31.5, end=32, attempt=2)
+    forged.lock("retried", since=29, last=30, fence=5)
+
+
 @case("I1", "two processes began for one due time")
 def _(forged: Forged) -> None:
     forged.process("report", 0, 1, start=1.2, end=1.3)
@@ -189,6 +196,26 @@ def _(forged: Forged) -> None:
 def _(forged: Forged) -> None:
     forged.run("report", 30, 5, start=34, attempt=2)
     forged.locks["report"].fence = 5
+
+
+@case("I1", "an attempt more than are promised")
+def _(forged: Forged) -> None:
+    retried(forged)
+    forged.run("retried", 30, 6, start=35, end=36, attempt=3)
+    forged.locks["retried"].fence = 6
+
+
+@case("I1", "an attempt that was made twice")
+def _(forged: Forged) -> None:
+    retried(forged)
+    forged.run("retried", 30, 6, start=35, end=36, attempt=2)
+    forged.locks["retried"].fence = 6
+
+
+@case("I2", "the next attempt before the first had ended")
+def _(forged: Forged) -> None:
+    retried(forged)
+    the(forged, "retried", 4).finished_at = at(32)
 
 
 @case("I1", "two claims of one due time, one of them a catch-up")
@@ -437,6 +464,11 @@ def near(text: str) -> Callable[[Callable[[Forged], object]], Callable[[Forged],
         return forge
 
     return add
+
+
+@near("another attempt, which does not wait for the break")
+def _(forged: Forged) -> None:
+    retried(forged)
 
 
 @near("a run that began the moment the one before had ended, where no break is asked for")

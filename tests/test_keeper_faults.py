@@ -16,12 +16,12 @@ import pytest
 from django.db import connections
 
 from .fleet.harness import Process, is_alive, utc
-from .fleet.journal import Line, boot
+from .fleet.journal import A_MOMENT, Line, boot
 from .scenarios.scene import HEALTHY, Deaths, Scene, Wire
 from .stores import Store
 
-A_MOMENT = 1.5
-"""Seconds for what happens at once, on a machine that has other things to do."""
+AT_ONCE = 2.0
+"""Seconds for what the kernel does when a process dies: less than is left of a lease."""
 
 
 @dataclass
@@ -114,13 +114,36 @@ STOPPED_KEEPER, STOPPED_RUNNER, STOPPED_BOTH, STOPPED_ALL = (
 )
 
 
+def stop(process: Process, which: str) -> None:
+    """Freeze it; on SQLite not in the middle of a write, which would hold up everybody for as long."""
+    process.stop(which)
+    while not can_be_written(process.fleet.store):
+        process.cont(which)
+        time.sleep(0.05)
+        process.stop(which)
+
+
+def can_be_written(store: Store) -> bool:
+    if store.vendor != "sqlite":
+        return True
+    file = sqlite3.connect(connections[store.alias].settings_dict["NAME"], isolation_level=None, timeout=1)
+    try:
+        file.execute("BEGIN EXCLUSIVE")
+        file.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        file.close()
+    return True
+
+
 FAULTS: dict[str, tuple[Callable[[Process, str], None], str]] = {
     KILLED_KEEPER: (Process.kill, "keeper"),
     KILLED_RUNNER: (Process.kill, "runner"),
-    STOPPED_KEEPER: (Process.stop, "keeper"),
-    STOPPED_RUNNER: (Process.stop, "runner"),
-    STOPPED_BOTH: (Process.stop, "both"),
-    STOPPED_ALL: (Process.stop, "all"),
+    STOPPED_KEEPER: (stop, "keeper"),
+    STOPPED_RUNNER: (stop, "runner"),
+    STOPPED_BOTH: (stop, "both"),
+    STOPPED_ALL: (stop, "all"),
 }
 
 
@@ -150,11 +173,11 @@ def assert_that_each_fault_ends_its_run_in_time(scene: Scene) -> None:
         at = deaths.at
         for name in (KILLED_KEEPER, KILLED_RUNNER):
             for pid in (hit[name].child, hit[name].grandchild):
-                assert at[pid] - hit[name].faulty_at < A_MOMENT, name
+                assert at[pid] - hit[name].faulty_at < AT_ONCE, name
         stopped = hit[STOPPED_RUNNER]
         for pid in (stopped.child, stopped.grandchild, stopped.start["runner"]):
             # A heartbeat's patience with the runner, which is asked once in a heartbeat.
-            assert at[pid] - stopped.faulty_at < 2 * scene.heartbeat + A_MOMENT
+            assert at[pid] - stopped.faulty_at < 2 * scene.heartbeat + AT_ONCE
         assert at[hit[STOPPED_KEEPER].child] < end_of_lease(scene, hit[STOPPED_KEEPER])
         assert at[hit[STOPPED_KEEPER].grandchild] < end_of_lease(scene, hit[STOPPED_KEEPER])
         for name in (STOPPED_BOTH, STOPPED_ALL):
@@ -175,7 +198,7 @@ def assert_that_each_fault_ends_its_run_in_time(scene: Scene) -> None:
             hit[name].process.cont("all")
         for name in (STOPPED_BOTH, STOPPED_ALL):
             scene.wait_for(lambda name=name: deaths.are_gone(hit[name].grandchild), f"the grandchild of {name} to go")
-            assert at[hit[name].grandchild] - hit[name].faulty_at < A_MOMENT, name
+            assert at[hit[name].grandchild] - hit[name].faulty_at < AT_ONCE, name
         for name in faults:
             assert hit[name].process.wait() == (-9 if name == KILLED_KEEPER else 1), hit[name].process.output
         assert healthy.wait() == 0, healthy.output

@@ -225,3 +225,15 @@ def test_what_is_wrong_with_a_new_task_is_logged_when_it_is_first_seen(caplog: p
 )
 def test_a_distance_is_said_in_its_largest_good_unit(span: int, text: str) -> None:
     assert distance(timedelta(seconds=span)) == text
+
+
+@pytest.mark.parametrize(("level", "is_said"), [("abandoned", False), ("conflicts", True)])
+def test_a_run_that_made_way_for_a_newer_due_time_is_no_error(
+    settings: Any, caplog: pytest.LogCaptureFixture, level: str, is_said: bool
+) -> None:
+    settings.MULTISERVER_SCHEDULE = {"LOG_LEVEL": level}
+    ended = {"status": "cancelled", "seconds": 1.0, "reason": "a newer due time went before it", "error": ""}
+    more = {"fence": 1, "trigger": "schedule", "attempt": 1, "started_at": THREE.isoformat(), "key": "k"}
+    with caplog.at_level(logging.DEBUG, "multiserver_schedule"):
+        teller()({"kind": "ended", "told": False, **ended, **more, **WHERE})
+    assert [record.levelname for record in caplog.records] == (["INFO"] if is_said else [])

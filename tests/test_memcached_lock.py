@@ -17,17 +17,19 @@ from django.test import override_settings
 from pymemcache.exceptions import MemcacheError, MemcacheServerError
 
 from multiserver_schedule.cron import Cron
-from multiserver_schedule.entries import Claim, Cleanup, Occurrence, Row, Skip
+from multiserver_schedule.entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, Skip
 from multiserver_schedule.exceptions import ScheduleError, StoreTimeout
 from multiserver_schedule.locks import memcached
 from multiserver_schedule.locks.base import Before, Synced
 from multiserver_schedule.locks.memcached import MemcachedLock
 from multiserver_schedule.testing.contract import (
+    AHEAD,
     BREAK,
     DAY,
     HOUR,
     LEASE,
     MINUTE,
+    REACH,
     SECOND,
     SUCCEEDED,
     THREE,
@@ -36,6 +38,7 @@ from multiserver_schedule.testing.contract import (
     Server,
     a_task,
     declare,
+    following,
 )
 
 from . import servers
@@ -101,19 +104,19 @@ class TestMemcachedLock(LockContract):
 
 def kept(lock: Any, key: str) -> Any:
     with lock._line.call():
-        return lock._read([key], None).get(key)
+        return lock._items.read([key], None).get(key)
 
 
 def put(lock: Any, key: str, **values: Any) -> None:
     """Change an item as somebody else would."""
     with lock._line.call():
-        read = lock._read([key], None)
-        assert lock._write(read, {key: {**(read.get(key) or {}), **values}})[key]
+        read = lock._items.read([key], None)
+        assert lock._items.write(read, {key: {**(read.get(key) or {}), **values}})[key]
 
 
 def delete(store: CacheStore, lock: Any, *keys: str) -> None:
     for key in keys:
-        assert store.server.call("delete", lock._item(key).decode()) == ["DELETED"], key
+        assert store.server.call("delete", lock._items.key(key).decode()) == ["DELETED"], key
 
 
 def before_a_row_is_written(lock: Any, action: Callable[[], object]) -> None:
@@ -237,7 +240,7 @@ class TestConfiguration:
 
     def test_keys_are_the_caches_own(self, cache_store: CacheStore) -> None:
         lock: Any = a_lock("nightly")
-        assert lock._item("state") == b"project:7:multiserver_schedule:{nightly}:state"
+        assert lock._items.key("state") == b"project:7:multiserver_schedule:{nightly}:state"
 
     def test_the_longest_names_make_keys_too(self, lock: MemcachedLock, notes: Notes) -> None:
         task = a_task("n" * 190, on_every_server=True)
@@ -885,17 +888,18 @@ class TestWhatComesBetweenReadAndWrite:
     ) -> None:
         lock: Any = web1.lock
         reads: list[object] = []
-        read_now = lock._read
+        read_now = lock._items.read
 
         def read(*args: Any) -> Any:
             reads.append(args)
             return read_now(*args)
 
-        lock._read = read
-        real = memcached.lock._boot_time
+        lock._items.read = read
+        real = memcached.lock.boot_time
         # Before the first look of the claim; then, on the way to its write, this process is frozen for 16 seconds.
         clock = iter([0.1, 0.1, 16.1])
-        monkeypatch.setattr(memcached.lock, "_boot_time", lambda: next(clock, None) or real())
+        for module in (memcached.lock, memcached.items):
+            monkeypatch.setattr(module, "boot_time", lambda: next(clock, None) or real())
         occurrence = an_occurrence(web1)
         (claim,) = web1.claim(occurrence, now=THREE)
         assert web2.row().owner == claim.owner
@@ -995,7 +999,7 @@ class TestWhatComesBetweenReadAndWrite:
     def test_an_item_that_somebody_else_wrote_is_named(self, web1: Server) -> None:
         lock: Any = web1.lock
         with lock._line.call():
-            lock._line._client.set(lock._item("row:shop.refresh"), b"no json", noreply=False)
+            lock._line._client.set(lock._items.key("row:shop.refresh"), b"no json", noreply=False)
         with pytest.raises(ScheduleError, match=r"row:shop\.refresh"):
             web1.lock.look(web1.declared, now=THREE)
 
@@ -1166,7 +1170,7 @@ class TestCleanUpsThatWait:
     def test_of_too_many_the_oldest_is_dropped_and_named(
         self, web1: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memcached.rows, "MOST_REAPED", 3)
+        monkeypatch.setattr(memcached.steps, "MOST_REAPED", 3)
         with caplog.at_level(logging.WARNING, logger="multiserver_schedule"):
             for hour in range(5):
                 web1.must_run(THREE + hour * HOUR)
@@ -1186,32 +1190,696 @@ class TestCleanUpsThatWait:
         assert web1.renew(claim, now=THREE + SECOND) == [False]
 
 
-# -- paused and interrupted -------------------------------------------------------------------------------------------
+# -- what is owed: another attempt, and a run that was asked for ------------------------------------------------------
 
 
-class TestPaused:
+def requested(server: Server, at: Any, now: Any) -> Claim | None:
+    return server.run(at, trigger="manual", requested=True, now=now)
+
+
+class TestWhatIsOwed:
+    @pytest.fixture
+    def retry_at(self, web1: Server) -> Any:
+        web1.release(web1.must_run(THREE), now=THREE + SECOND, retry_in=MINUTE)
+        return THREE + SECOND + MINUTE
+
+    def test_a_release_whose_answer_was_lost_owes_at_the_time_that_it_said_first(self, web1: Server) -> None:
+        claim = web1.must_run(THREE)
+        lose_answers(web1.lock, 1)
+        with pytest.raises(ConnectionResetError):
+            web1.release(claim, now=THREE, retry_in=MINUTE)
+        assert web1.release(claim, now=THREE + 10 * SECOND, retry_in=MINUTE) == [True]
+        assert (web1.row().retry_at, web1.row().attempt) == (THREE + MINUTE, 2)
+
+    def test_nor_does_it_owe_again_what_was_tried_meanwhile(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        lose_answers(web1.lock, 1)
+        with pytest.raises(ConnectionResetError):
+            web1.release(claim, now=THREE, retry_in=SECOND)
+        again = web2.retry(THREE, 2, now=THREE + SECOND)
+        assert again is not None
+        assert web1.release(claim, now=THREE + 2 * SECOND, retry_in=SECOND) == [True]
+        row = web2.row()
+        assert (row.owner, row.retry_at, row.attempt) == (again.owner, None, 2)
+
+    def test_an_attempt_whose_answer_was_lost_is_made_once(self, web1: Server, web2: Server, retry_at: Any) -> None:
+        lose_answers(web1.lock, 1)
+        again = web1.retry(THREE, 2, now=retry_at)
+        assert again is not None
+        assert web2.row().owner == again.owner
+        assert web2.retry(THREE, 2, now=retry_at) is None
+
+    def test_an_attempt_that_stays_unanswered_is_settled_by_the_next_call(
+        self, web1: Server, web2: Server, retry_at: Any
+    ) -> None:
+        lose_answers(web1.lock, 1, StoreTimeout("cut"))
+        with pytest.raises(StoreTimeout):
+            web1.retry(THREE, 2, now=retry_at)
+        (claim,) = web1.claim(now=retry_at + SECOND)
+        assert (claim.owner, claim.occurrence.attempt) == (web2.row().owner, 2)
+
+    def test_of_two_servers_that_saw_what_is_owed_one_makes_it(self, web1: Server, web2: Server, retry_at: Any) -> None:
+        theirs: list[Claim | None] = []
+
+        def meanwhile() -> None:
+            theirs.append(web2.retry(THREE, 2, now=retry_at))
+            if theirs[0] is not None:
+                web2.release(theirs[0], now=retry_at)
+
+        before_a_row_is_written(web1.lock, meanwhile)
+        assert web1.retry(THREE, 2, now=retry_at) is None
+        assert theirs[0] is not None
+
+    def test_who_was_slow_does_not_make_a_later_attempt_under_the_number_of_an_earlier_one(
+        self, web1: Server, web2: Server, retry_at: Any
+    ) -> None:
+        again = web2.retry(THREE, 2, now=retry_at)
+        assert again is not None
+        web2.release(again, now=retry_at, retry_in=SECOND)
+        assert web1.retry(THREE, 2, now=retry_at + MINUTE) is None
+        assert web1.retry(THREE, 3, now=retry_at + MINUTE) is not None
+
+    def test_a_dead_servers_due_time_that_was_reaped_unanswered_is_run_again_once(
+        self, lock: MemcachedLock, other: MemcachedLock, notes: Notes
+    ) -> None:
+        web1, web2 = (Server(each, notes, a_task(rerun=True)) for each in (lock, other))
+        web1.sync(THREE - HOUR)
+        web1.must_run(THREE)
+        lose_answers(lock, 1)
+        with pytest.raises(ConnectionResetError):
+            web1.reap(THREE + LEASE)
+        assert web2.reap(THREE + LEASE + SECOND) == []
+        assert (web2.row().retry_at, web2.row().attempt) == (THREE + LEASE, 2)
+        assert web2.retry(THREE, 2, now=THREE + MINUTE) is not None
+        assert web1.retry(THREE, 2, now=THREE + MINUTE) is None
+
+    def test_a_holder_that_renews_while_it_is_reaped_is_not_run_again(
+        self, lock: MemcachedLock, other: MemcachedLock, notes: Notes
+    ) -> None:
+        web1, web2 = (Server(each, notes, a_task(rerun=True)) for each in (lock, other))
+        web1.sync(THREE - HOUR)
+        claim = web1.must_run(THREE)
+        before_a_row_is_written(other, lambda: web1.renew(claim, now=THREE + LEASE))
+        assert web2.reap(THREE + LEASE) == []
+        assert web2.row().retry_at is None
+
+    def test_an_attempt_begins_no_sooner_than_it_should_by_any_clock(self, lock: MemcachedLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task())
+        lock.sync(server.declared)
+        at = lock.clock()
+        put(lock, "row:shop.refresh", hold_until=0, not_before=0, last_due_at=0)
+        (claim,) = lock.claim([server.occurrence(at)], server="web1", record=notes.started)
+        put(lock, "row:shop.refresh", next_due_at=None)
+        lock.release(
+            [ReleasedClaim(claim=claim, outcome=SUCCEEDED, min_break=BREAK, retry_in=MINUTE)], record=notes.finished
+        )
+        retry_at = server.row().retry_at
+        assert retry_at is not None
+        assert at + MINUTE + 2 * SECOND <= retry_at <= lock.clock() + MINUTE + 2 * SECOND
+
+    def test_a_flush_drops_what_was_owed_and_says_that_the_row_was_lost(
+        self, web1: Server, web2: Server, cache_store: CacheStore, retry_at: Any
+    ) -> None:
+        web1.lock.want("shop.refresh", now=THREE + 2 * SECOND)
+        cache_store.server.call("flush_all")
+        synced = sync(web2, THREE + 3 * SECOND, shop__refresh=Before(last_due_at=THREE))
+        assert synced.lost == {"shop.refresh": THREE}
+        row = web2.row()
+        assert (row.retry_at, row.wanted_at, row.attempt) == (None, None, 1)
+        for server in (web1, web2):
+            assert server.due(THREE + 50 * MINUTE) == []
+            assert server.retry(THREE, 2, now=THREE + 50 * MINUTE) is None
+            assert requested(server, THREE + 2 * SECOND, THREE + 50 * MINUTE) is None
+
+    def test_a_flush_in_the_middle_of_an_attempt_leads_to_no_further_one(
+        self, lock: MemcachedLock, other: MemcachedLock, notes: Notes
+    ) -> None:
+        """What is due counts as done since: the row would owe another attempt of nothing that was ever due."""
+        task = a_task(rerun=True, retries=5)
+        web1, web2 = (Server(each, notes, task, name=name) for each, name in ((lock, "web1"), (other, "web2")))
+        web1.sync(THREE - HOUR)
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=SECOND)
+        again = web1.retry(THREE, 2, now=THREE + SECOND)
+        assert again is not None
+        delete_all(lock)
+        assert web1.renew(again, now=THREE + 2 * SECOND) == [True]
+        web2.sync(THREE + 3 * SECOND)
+        assert web2.row().owner == again.owner
+        assert web1.renew(again, now=THREE + 4 * SECOND) == [True]
+        assert web1.release(again, now=THREE + 5 * SECOND, retry_in=MINUTE) == [True]
+        assert web2.row().retry_at is None
+        delete_all(lock)
+        web2.sync(THREE + HOUR / 2)
+        web2.must_run(THREE + HOUR)
+        delete_all(lock)
+        web1.sync(THREE + HOUR + SECOND)
+        web2.renew(notes.claims[-1], now=THREE + HOUR + 2 * SECOND)
+        assert len(web1.reap(THREE + HOUR + 2 * MINUTE)) == 1
+        assert web1.row().retry_at is None
+
+    def test_a_restart_that_keeps_the_items_drops_what_was_owed(
+        self, web1: Server, web2: Server, retry_at: Any
+    ) -> None:
+        """That it was begun may have been lost."""
+        web1.lock.want("shop.refresh", now=THREE + 2 * SECOND)
+        put(web1.lock, "state", pid=1)
+        assert web2.retry(THREE, 2, now=retry_at) is None
+        assert requested(web2, THREE + 2 * SECOND, retry_at) is None
+        web2.sync(retry_at)
+        row = web2.row()
+        assert (row.retry_at, row.wanted_at) == (None, None)
+        assert web2.retry(THREE, 2, now=retry_at + LEASE) is None
+
+    def test_nor_is_a_run_that_outlives_it_run_again(self, lock: MemcachedLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        claim = server.must_run(THREE)
+        put(lock, "state", pid=1)
+        server.sync(THREE + SECOND)
+        assert server.row().owner == claim.owner
+        assert len(server.reap(THREE + LEASE)) == 1
+        assert server.row().retry_at is None
+
+    def test_a_changed_schedule_keeps_what_is_owed(
+        self, web1: Server, other: MemcachedLock, notes: Notes, retry_at: Any
+    ) -> None:
+        web1.lock.want("shop.refresh", now=THREE + 2 * SECOND)
+        newer = Server(other, notes, a_task(timetable=HALF_PAST), name="web2")
+        newer.sync(THREE + 3 * SECOND)
+        row = newer.row()
+        assert (row.retry_at, row.attempt, row.wanted_at) == (retry_at, 2, THREE + 2 * SECOND)
+        assert newer.retry(THREE, 2, now=retry_at) is not None
+
+    def test_a_row_that_comes_back_from_another_store_owes_nothing_and_is_not_paused(
+        self, web1: Server, other: MemcachedLock, notes: Notes, retry_at: Any
+    ) -> None:
+        web1.lock.want("shop.refresh", now=THREE + 2 * SECOND)
+        web1.lock.pause(["shop.refresh"], reason="here", now=THREE + 2 * SECOND)
+        web1.lock.leave(["shop.refresh"], to="orm", now=THREE + 2 * SECOND)
+        theirs = a_row(last_due_at=THREE, next_due_at=THREE + HOUR, retry_at=retry_at, attempt=2, paused=True)
+        newer = Server(other, notes, a_task(), a_task("shop.more"), name="web2")
+        sync(newer, THREE + 3 * SECOND, shop__refresh=Before(row=theirs, store="orm"))
+        row = newer.row()
+        assert (row.moved_to, row.retry_at, row.wanted_at, row.attempt) == ("", None, None, 1)
+        assert (row.paused, row.paused_reason) == (False, "")
+        assert newer.due(THREE + HOUR - SECOND) == []
+
+    def test_a_row_that_was_written_before_there_were_retries_owes_nothing(self, web1: Server) -> None:
+        new = {"retry_at", "wanted_at", "attempt", "trigger", "rerun_up_to", "cancelled_at", "paused_reason"}
+        web1.release(web1.must_run(THREE), now=THREE)
+        assert new.isdisjoint(kept(web1.lock, "row:shop.refresh")), "nor does a row at rest have any of them now"
+        row = web1.row()
+        assert (row.attempt, row.trigger, row.retry_at, row.wanted_at) == (1, "schedule", None, None)
+        assert (row.cancelled, row.paused_at, row.paused_reason) == (False, None, "")
+
+
+# -- what people ask for ----------------------------------------------------------------------------------------------
+
+
+class TestWhatPeopleAskFor:
+    def test_many_rows_are_paused_and_resumed_by_one_read_and_one_write(
+        self, lock: MemcachedLock, notes: Notes
+    ) -> None:
+        tasks = [a_task(f"shop.task{i:02}") for i in range(60)]
+        Server(lock, notes, *tasks).sync(THREE - HOUR)
+        names = [task.name for task in tasks]
+        with calls_of(lock) as calls:
+            assert lock.pause(names, now=THREE) == names
+        assert calls == ["read", "write"]
+        with calls_of(lock) as calls:
+            assert lock.resume(names, following=following, now=THREE) == names
+        assert calls == ["read", "write"]
+        with calls_of(lock) as calls:
+            assert lock.want("shop.task07", now=THREE) == THREE
+        assert calls == ["read", "write"]
+
+    def test_a_pause_that_comes_between_keeps_a_run_from_starting(self, web1: Server, web2: Server) -> None:
+        before_a_row_is_written(web1.lock, lambda: web2.lock.pause(["shop.refresh"], now=THREE))
+        assert web1.run(THREE) is None
+        assert web1.row().owner is None
+
+    def test_a_pause_leaves_the_run_that_came_between_alone(self, web1: Server, web2: Server) -> None:
+        before_a_row_is_written(web2.lock, lambda: web1.must_run(THREE))
+        assert web2.lock.pause(["shop.refresh"], reason="now", now=THREE) == ["shop.refresh"]
+        row = web1.row()
+        assert (row.paused, row.server, row.last_due_at) == (True, "web1", THREE)
+
+    def test_a_pause_whose_answer_was_lost_keeps_its_time(self, web1: Server) -> None:
+        lose_answers(web1.lock, 1)
+        with pytest.raises(ConnectionResetError):
+            web1.lock.pause(["shop.refresh"], now=THREE)
+        assert web1.lock.pause(["shop.refresh"], now=THREE + MINUTE) == ["shop.refresh"]
+        assert web1.row().paused_at == THREE
+
+    def test_resuming_does_not_lower_what_was_claimed_in_between(self, web1: Server, web2: Server) -> None:
+        web1.lock.pause(["shop.refresh"], now=THREE - MINUTE)
+
+        def meanwhile() -> None:
+            web1.lock.resume(["shop.refresh"], following=following, now=THREE - SECOND)
+            web1.must_run(THREE)
+
+        before_a_row_is_written(web2.lock, meanwhile)
+        assert web2.lock.resume(["shop.refresh"], following=following, now=THREE - SECOND) == []
+        row = web2.row()
+        assert (row.last_due_at, row.next_due_at, row.server) == (THREE, THREE + HOUR, "web1")
+
+    def test_a_version_that_does_not_know_the_schedule_resumes_all_the_same(self, web1: Server) -> None:
+        web1.lock.pause(["shop.refresh"], now=THREE - MINUTE)
+        at = THREE + MINUTE
+        assert web1.lock.resume(["shop.refresh"], following=lambda name, after: None, now=at) == ["shop.refresh"]
+        assert web1.run(THREE, now=at) is None
+        assert web1.due(THREE + HOUR) == ["shop.refresh"]
+
+    def test_nothing_that_was_due_is_to_be_had_while_the_pause_of_everything_is_undone(
+        self, web1: Server, web2: Server
+    ) -> None:
+        web1.lock.pause(None, now=THREE - MINUTE)
+        at = THREE + MINUTE
+        lock: Any = web2.lock
+        write = lock._line.write
+        runs: list[object] = []
+
+        def before(items: Sequence[Any], connection: int) -> Any:
+            runs.append(web1.run(THREE, now=at))
+            answer = write(items, connection)
+            runs.append(web1.run(THREE, now=at))
+            return answer
+
+        lock._line.write = before
+        assert web2.lock.resume(None, following=following, now=at) == ["shop.refresh"]
+        assert runs == [None] * 4, "before and after each of two writes"
+
+    def test_a_task_that_another_store_has_is_not_caught_up_here(self, web1: Server) -> None:
+        web1.lock.leave(["shop.refresh"], to="orm", now=THREE - 2 * MINUTE)
+        before = web1.row()
+        web1.lock.pause(None, now=THREE - MINUTE)
+        web1.lock.resume(None, following=following, now=THREE + MINUTE)
+        assert web1.row() == before
+
+    def test_two_who_set_a_row_right_at_once_mend_it_once(self, web1: Server, web2: Server) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        done: list[Any] = []
+
+        def meanwhile() -> None:
+            done.append(web1.set_right(THREE - MINUTE))
+            done.append(web1.must_run(THREE))
+
+        before_a_row_is_written(web2.lock, meanwhile)
+        assert web2.set_right(THREE - MINUTE) == []
+        assert done[0] == ["shop.refresh"]
+        assert (web1.row().last_due_at, web1.row().owner) == (THREE, done[1].owner)
+
+    def test_to_set_right_what_was_set_right_changes_nothing_although_the_answer_was_lost(self, web1: Server) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        lose_answers(web1.lock, 1)
+        with pytest.raises(ConnectionResetError):
+            web1.set_right(THREE)
+        row = web1.row()
+        assert row.last_due_at == THREE
+        assert web1.set_right(THREE + SECOND) == []
+        assert web1.row() == row
+
+    def test_a_hold_of_a_clock_that_was_ahead_lasts_a_lease_from_now(
+        self, web1: Server, web2: Server, cache_store: CacheStore
+    ) -> None:
+        delete(cache_store, web1.lock, "row:shop.refresh")
+        web1.sync(AHEAD)
+        assert web1.row().not_before == AHEAD + LEASE
+        back = THREE - 10 * MINUTE
+        assert web1.set_right(back) == ["shop.refresh"]
+        assert web1.row().not_before == back + LEASE
+        assert web1.set_right(back) == []
+        assert web2.run(THREE) is not None
+
+    def test_many_rows_are_set_right_by_as_many_calls_as_few(self, lock: MemcachedLock, notes: Notes) -> None:
+        server = Server(lock, notes, *(a_task(f"shop.task{i:02}") for i in range(60)))
+        server.sync(AHEAD)
+        reaches = dict.fromkeys(server.declared.tasks, REACH)
+        with calls_of(lock) as calls:
+            assert lock.set_right(reaches, following=following, now=THREE) == sorted(reaches)
+        assert calls == ["read", "read", "write", "read", "write"]
+
+    def test_a_row_that_was_retired_comes_up_in_no_look_after_its_clock_was_set_right(self, web1: Server) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        web1.lock.retire(["shop.refresh"], now=AHEAD)
+        assert web1.set_right(THREE) == ["shop.refresh"]
+        assert web1.row().next_due_at is None
+
+    def test_everything_can_be_paused_in_a_store_that_lost_its_state_and_the_loss_is_told(
+        self, web1: Server, web2: Server, cache_store: CacheStore
+    ) -> None:
+        delete(cache_store, web1.lock, "state")
+        web1.lock.pause(None, reason="moving", now=THREE)
+        assert is_known(web2, THREE) is False
+        assert "paused" in web2.lock.sync(web2.declared, now=THREE).trouble
+        look = web2.lock.look(web2.declared, now=THREE)
+        assert (look.known, look.paused) == (True, True)
+        assert kept(web1.lock, "state")["paused_reason"] == "moving"
+
+    def test_everything_can_be_paused_in_a_store_that_was_never_used(
+        self, cache_store: CacheStore, notes: Notes
+    ) -> None:
+        lock = a_lock()
+        server = Server(lock, notes, a_task())
+        assert lock.pause(None, now=THREE - HOUR) == []
+        synced = sync(server, THREE - HOUR)
+        assert (synced.registered, synced.trouble) == (("shop.refresh",), "")
+        assert lock.look(server.declared, now=THREE).paused is True
+        assert server.run(THREE) is None
+        lock.close()
+
+    def test_who_began_in_the_second_of_an_interruption_is_interrupted(self, web1: Server) -> None:
+        """The clock tells whole seconds: a pass that began before it may have begun at the very moment it tells."""
+        began = web1.lock.look(web1.declared).now
+        web1.lock.interrupt()
+        interrupted_at = web1.lock.look(web1.declared).interrupted_at
+        assert interrupted_at is not None
+        assert began < interrupted_at < began + 2 * SECOND
+
+    def test_a_run_is_asked_for_once_although_the_answer_was_lost(self, web1: Server, web2: Server) -> None:
+        lose_answers(web1.lock, 1)
+        with pytest.raises(ConnectionResetError):
+            web1.lock.want("shop.refresh", now=THREE)
+        assert web1.lock.want("shop.refresh", now=THREE + SECOND) == THREE
+        assert requested(web2, THREE, THREE + SECOND) is not None
+
+    def test_what_was_asked_for_is_run_once_although_the_answer_was_lost(self, web1: Server, web2: Server) -> None:
+        web1.lock.want("shop.refresh", now=THREE - MINUTE)
+        lose_answers(web1.lock, 1)
+        claim = requested(web1, THREE - MINUTE, THREE - MINUTE)
+        assert claim is not None
+        web1.release(claim, now=THREE - MINUTE)
+        assert requested(web2, THREE - MINUTE, THREE - MINUTE) is None
+
+    def test_what_is_asked_for_while_it_starts_is_another_run(self, web1: Server, web2: Server) -> None:
+        web1.lock.want("shop.refresh", now=THREE - 2 * MINUTE)
+
+        def meanwhile() -> None:
+            claim = requested(web2, THREE - 2 * MINUTE, THREE - MINUTE)
+            assert claim is not None
+            web2.release(claim, now=THREE - MINUTE)
+            assert web2.lock.want("shop.refresh", now=THREE - MINUTE) == THREE - MINUTE
+
+        before_a_row_is_written(web1.lock, meanwhile)
+        assert requested(web1, THREE - 2 * MINUTE, THREE - MINUTE) is None
+        assert requested(web1, THREE - MINUTE, THREE - MINUTE) is not None
+
+    def test_a_want_that_a_pause_came_before_is_refused(self, web1: Server, web2: Server) -> None:
+        before_a_row_is_written(web1.lock, lambda: web2.lock.pause(["shop.refresh"], now=THREE))
+        assert web1.lock.want("shop.refresh", now=THREE) is None
+        assert web1.row().wanted_at is None
+
+    def test_who_cancels_does_not_cancel_whoever_came_between(self, web1: Server, web2: Server) -> None:
+        seen = web1.must_run(THREE)
+        newer: list[Claim] = []
+
+        def meanwhile() -> None:
+            web1.release(seen, now=THREE + SECOND)
+            newer.append(web1.must_run(THREE + HOUR))
+
+        before_a_row_is_written(web2.lock, meanwhile)
+        assert web2.lock.cancel({"shop.refresh": seen.owner}, now=THREE + HOUR) == []
+        assert web1.renew(*newer, now=THREE + HOUR + SECOND) == [True]
+
+    def test_a_renewal_that_a_cancellation_came_before_does_not_undo_it(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        before_a_row_is_written(web1.lock, lambda: web2.lock.cancel({"shop.refresh": claim.owner}, now=THREE))
+        assert web1.renew(claim, now=THREE + 10 * SECOND) == [False]
+        row = web2.row()
+        assert (row.cancelled, row.expires_at) == (True, THREE + LEASE)
+
+    def test_a_cancelled_holder_whose_row_is_lost_releases_it_all_the_same(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        web2.lock.cancel({"shop.refresh": claim.owner}, now=THREE + SECOND)
+        assert web1.renew(claim, now=THREE + 2 * SECOND) == [False]
+        delete_all(web1.lock)
+        assert web1.release(claim, now=THREE + 3 * SECOND) == [True]
+
     def test_nothing_is_claimed_or_skipped_while_all_is_paused(self, web1: Server, web2: Server) -> None:
-        put(web1.lock, "state", paused_at=1)
+        web1.lock.pause(None, now=THREE)
         look = web2.lock.look(web2.declared, now=THREE)
         assert (look.paused, look.due, look.known) == (True, (), True)
         assert web2.run(THREE) is None
         assert web2.skip(THREE, now=THREE, reason="missed") is None
         assert web2.run(THREE, trigger="manual") is not None
 
-    def test_nor_of_a_task_that_is_paused(self, web1: Server, web2: Server) -> None:
-        put(web1.lock, "row:shop.refresh", paused_at=1)
-        assert web2.row().paused is True
-        assert web2.due(THREE) == []
-        assert web2.run(THREE) is None
-        assert web2.skip(THREE, now=THREE, reason="missed") is None
-        claim = web2.run(THREE, trigger="manual")
-        assert claim is not None
-        web2.release(claim, now=THREE)
-        assert web2.row().paused is True
 
-    def test_an_interruption_is_seen(self, web1: Server, web2: Server) -> None:
-        put(web1.lock, "state", interrupted_at=int(THREE.timestamp()) * 1_000_000)
-        assert web2.lock.look(web2.declared, now=THREE + SECOND).interrupted_at == THREE
+@contextlib.contextmanager
+def calls_of(lock: Any) -> Iterator[list[str]]:
+    """Note what is sent to the server, beside what time it is."""
+    calls: list[str] = []
+    line = lock._line
+
+    def noted(name: str) -> Callable[..., Any]:
+        call = getattr(type(line), name)
+
+        def noting(*args: Any) -> Any:
+            if args[0]:
+                calls.append(name)
+            return call(line, *args)
+
+        return noting
+
+    for name in ("read", "write"):
+        setattr(line, name, noted(name))
+    try:
+        yield calls
+    finally:
+        del line.read, line.write
+
+
+# -- rows that nobody needs any more ----------------------------------------------------------------------------------
+
+
+class TestRowsThatNobodyNeeds:
+    OWN = "shop.own@web9"
+
+    @pytest.fixture
+    def tasks(self) -> Any:
+        return a_task(), a_task("shop.own", on_every_server=True)
+
+    @pytest.fixture
+    def here(self, lock: MemcachedLock, notes: Notes, tasks: Any) -> Server:
+        server = Server(lock, notes, *tasks)
+        server.sync(THREE - HOUR / 2)
+        return server
+
+    @pytest.fixture
+    def web9(self, other: MemcachedLock, notes: Notes, tasks: Any, here: Server) -> Server:
+        server = Server(other, notes, *tasks, name="web9")
+        server.sync(THREE - HOUR / 2)
+        return server
+
+    def test_what_was_forgotten_is_read_by_no_look_and_missed_by_none(self, here: Server, web9: Server) -> None:
+        watcher = Server(a_lock(), here.notes, *here.declared.tasks.values(), name="web2")
+        watcher.sync(THREE - MINUTE)
+        assert here.lock.forget([self.OWN], now=THREE) == [self.OWN]
+        for server in (here, watcher):
+            assert is_known(server, THREE) is True
+            assert server.lock.sync(server.declared, now=THREE).trouble == ""
+            assert self.OWN not in {row.task for row in server.lock.rows()}
+            lock: Any = server.lock
+            read = lock._line.read
+            asked: list[bytes] = []
+            lock._line.read = lambda items, read=read, asked=asked: asked.extend(items) or read(items)
+            server.lock.look(server.declared, now=THREE)
+            assert lock._items.key("row:shop.refresh") in asked
+            assert lock._items.key("row:" + self.OWN) not in asked
+        watcher.lock.close()
+
+    def test_a_server_that_was_taken_for_gone_registers_again_and_says_nothing_of_a_loss(
+        self, here: Server, web9: Server
+    ) -> None:
+        own = web9.declared.tasks["shop.own"]
+        at = THREE.replace(microsecond=0)
+        (claim,) = web9.claim(web9.occurrence(at, own), now=at)
+        web9.release(claim, now=at)
+        assert here.lock.forget([self.OWN], now=at) == [self.OWN]
+        assert is_known(web9, at) is False
+        known = {self.OWN: Before(last_due_at=at)}
+        synced = web9.lock.sync(
+            web9.declared, elsewhere=lambda names: {n: known[n] for n in names if n in known}, now=at
+        )
+        assert (synced.registered, dict(synced.lost), synced.trouble) == ((self.OWN,), {}, "")
+        assert is_known(web9, at) is True and is_known(here, at) is True
+        assert web9.claim(web9.occurrence(at, own), now=at + LEASE) == []
+        (again,) = web9.claim(web9.occurrence(THREE + HOUR, own), now=THREE + HOUR)
+        assert again.fence > claim.fence
+
+    def test_its_fence_rises_within_a_second_too(self, here: Server, web9: Server) -> None:
+        own = web9.declared.tasks["shop.own"]
+        (claim,) = web9.claim(web9.occurrence(THREE, own), now=THREE)
+        web9.release(claim, now=THREE)
+        here.lock.forget([self.OWN], now=THREE)
+        web9.sync(THREE)
+        (again,) = web9.claim(web9.occurrence(THREE, own, trigger="manual"), now=THREE)
+        assert again.fence > claim.fence
+
+    def test_a_server_whose_row_was_emptied_away_is_told_of_the_loss(self, here: Server, web9: Server) -> None:
+        delete_all(here.lock)
+        here.sync(THREE)
+        fresh = Server(a_lock(), here.notes, *here.declared.tasks.values(), name="web9")
+        known = {self.OWN: Before(last_due_at=THREE - MINUTE)}
+        synced = fresh.lock.sync(
+            fresh.declared, elsewhere=lambda names: {n: known[n] for n in names if n in known}, now=THREE + HOUR / 2
+        )
+        assert synced.lost == {self.OWN: THREE - MINUTE}
+        fresh.lock.close()
+
+    def test_a_list_of_names_that_was_lost_and_written_again_forgets_nothing(
+        self, here: Server, web9: Server, cache_store: CacheStore
+    ) -> None:
+        """Only who takes a name off means it: a process that knows the name sees that it was not so."""
+        here.lock.rows()
+        assert self.OWN in {row.task for row in here.lock.rows()}
+        delete(cache_store, here.lock, "names:0", "row:" + self.OWN)
+        stranger = Server(a_lock(), here.notes, a_task(), name="web2")
+        stranger.sync(THREE)
+        assert self.OWN not in kept(here.lock, "names:0")["names"]
+        assert is_known(here, THREE) is False
+        assert here.lock.sync(here.declared, now=THREE).trouble == "rows were lost"
+        assert self.OWN in {row.task for row in here.lock.rows()}
+        stranger.lock.close()
+
+    def test_a_row_that_was_claimed_meanwhile_stays_and_is_named_again(self, here: Server, web9: Server) -> None:
+        own = web9.declared.tasks["shop.own"]
+        claims: list[Claim] = []
+        before_a_row_is_written(here.lock, lambda: claims.extend(web9.claim(web9.occurrence(THREE, own), now=THREE)))
+        assert here.lock.forget([self.OWN], now=THREE) == []
+        assert self.OWN in kept(here.lock, "names:0")["names"]
+        assert web9.renew(*claims, now=THREE + SECOND) == [True]
+        stranger = Server(a_lock(), here.notes, a_task(), name="web2")
+        assert [cleanup.task for cleanup in stranger.reap(THREE + MINUTE)] == [self.OWN]
+        stranger.lock.close()
+
+    def test_nobody_takes_it_for_lost_while_it_is_forgotten(self, here: Server, web9: Server) -> None:
+        watcher = Server(a_lock(), here.notes, *here.declared.tasks.values(), name="web2")
+        watcher.sync(THREE - MINUTE)
+        seen: list[object] = []
+
+        def look() -> None:
+            seen.append((is_known(watcher, THREE), watcher.lock.sync(watcher.declared, now=THREE).trouble))
+
+        before_a_row_is_written(here.lock, look)
+        assert here.lock.forget([self.OWN], now=THREE) == [self.OWN]
+        look()
+        assert seen == [(True, ""), (True, "")]
+        watcher.lock.close()
+
+    def test_nor_who_has_read_its_name_before(self, here: Server, web9: Server) -> None:
+        watcher: Any = Server(a_lock(), here.notes, a_task(), name="web2")
+        watcher.sync(THREE - MINUTE)
+        watcher.lock._items.names.clear()
+        read = watcher.lock._line.read
+        left = [lambda: here.lock.forget([self.OWN], now=THREE)]
+
+        def after_the_names(items: Sequence[bytes]) -> Any:
+            found = read(items)
+            if left and any(b":names:" in key for key in items):
+                assert left.pop()() == [self.OWN]
+            return found
+
+        watcher.lock._line.read = after_the_names
+        assert watcher.lock.sync(watcher.declared, now=THREE).trouble == ""
+        assert not left
+        assert is_known(watcher, THREE) is True
+        assert here.lock.rows([self.OWN]) == []
+        watcher.lock.close()
+
+    def test_whoever_dies_before_the_row_is_deleted_leaves_it_to_its_server(self, here: Server, web9: Server) -> None:
+        def dies() -> None:
+            raise KeyboardInterrupt
+
+        before_a_row_is_written(here.lock, dies)
+        with pytest.raises(KeyboardInterrupt):
+            here.lock.forget([self.OWN], now=THREE)
+        assert is_known(here, THREE) is True
+        assert self.OWN not in {row.task for row in here.lock.rows()}
+        assert is_known(web9, THREE) is False
+        assert web9.lock.sync(web9.declared, now=THREE).trouble == ""
+        assert self.OWN in {row.task for row in here.lock.rows()}
+
+    def test_a_row_whose_clean_up_is_not_recorded_is_not_forgotten(
+        self, here: Server, web9: Server, notes: Notes
+    ) -> None:
+        own = web9.declared.tasks["shop.own"]
+        web9.claim(web9.occurrence(THREE, own), now=THREE)
+        here.lock.reap(server="web1", record=lambda cleanups: [], now=THREE + LEASE)
+        assert here.lock.forget([self.OWN], now=THREE + LEASE) == []
+        here.reap(THREE + LEASE)
+        assert len(notes.cleanups) == 1
+        assert here.lock.forget([self.OWN], now=THREE + LEASE) == [self.OWN]
+
+    def test_what_is_forgotten_makes_room_in_the_list_of_names(
+        self, lock: MemcachedLock, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Servers whose names are made up at each start would else lengthen it for ever."""
+        monkeypatch.setattr(memcached.rows, "PART_BYTES", 60)
+        own = a_task("own", on_every_server=True)
+        for turn in range(30):
+            server = Server(lock, notes, own, name=f"container-{turn:03}")
+            server.sync(THREE + turn * MINUTE)
+            if turn >= 5:
+                gone = f"own@container-{turn - 5:03}"
+                assert lock.forget([gone], now=THREE + turn * MINUTE) == [gone]
+        assert sorted(row.task for row in lock.rows()) == [f"own@container-{turn:03}" for turn in range(25, 30)]
+        assert kept(lock, "names:4") is None
+        fresh = Server(a_lock(), notes, own, name="container-029")
+        assert is_known(fresh, THREE + HOUR) is True
+        fresh.lock.close()
+
+    def test_a_deleted_row_is_deleted_only_as_it_was_read(self, here: Server, web9: Server) -> None:
+        lock: Any = here.lock
+        key = "row:" + self.OWN
+        with lock._line.call():
+            read = lock._items.read([key], THREE)
+        put(web9.lock, key, stamp="somebody's")
+        with lock._line.call():
+            assert lock._items.write(read, {key: None}) == {key: False}
+            read = lock._items.read([key], THREE)
+            assert lock._items.write(read, {key: None}) == {key: True}
+            assert lock._items.write(read, {key: {}}) == {key: False}, "and nobody who read it brings it back"
+        assert kept(lock, key) is None
+
+    def test_a_retired_row_is_brought_back_by_the_version_that_holds_its_schedule_alone(
+        self, web1: Server, other: MemcachedLock, notes: Notes
+    ) -> None:
+        newer = Server(other, notes, a_task("shop.else"), name="web2")
+        newer.sync(THREE - MINUTE)
+        assert other.retire(["shop.refresh"], now=THREE - MINUTE) == ["shop.refresh"]
+        assert is_known(web1, THREE) is True
+        assert web1.lock.sync(web1.declared, now=THREE).changed == ()
+        put(other, "state", pid=1)
+        web1.sync(THREE)
+        assert web1.row().next_due_at is None, "nor by a restart"
+        assert web1.due(THREE + HOUR) == []
+        gone = THREE + 10 * MINUTE
+        assert is_known(web1, gone) is False
+        assert web1.sync(gone) == ([], ["shop.refresh"])
+        assert web1.row().next_due_at == THREE + HOUR
+        assert is_known(web1, gone) is True
+
+    def test_a_retired_row_of_a_schedule_that_is_over_comes_back_once(
+        self, lock: MemcachedLock, other: MemcachedLock, notes: Notes
+    ) -> None:
+        over = Never()
+        server = Server(lock, notes, a_task(timetable=over))
+        server.sync(THREE)
+        assert is_known(server, THREE) is True
+        lock.retire(["shop.refresh"], now=THREE)
+        assert is_known(server, THREE) is False
+        assert server.sync(THREE) == ([], ["shop.refresh"])
+        assert is_known(server, THREE) is True
+
+
+class Never:
+    """A schedule whose last due time was long ago."""
+
+    text = "never"
+    is_subminute = False
+
+    def next(self, after: Any) -> None:
+        """There is none."""
 
 
 # -- the line to the server -------------------------------------------------------------------------------------------
@@ -1231,6 +1899,15 @@ def every_call(server: Server, claim: Claim, notes: Notes) -> dict[str, Callable
         "release": lambda: server.release(claim, now=now, outcome=SUCCEEDED),
         "reap": lambda: server.reap(now),
         "free": lambda: lock.free("shop.refresh", server="web1", record=notes.cleaned, now=now),
+        "pause": lambda: lock.pause(["shop.refresh"], now=now),
+        "pause of everything": lambda: lock.pause(None, now=now),
+        "resume": lambda: lock.resume(["shop.refresh"], following=following, now=now),
+        "resume of everything": lambda: lock.resume(None, following=following, now=now),
+        "interrupt": lambda: lock.interrupt(now=now),
+        "want": lambda: lock.want("shop.refresh", now=now),
+        "cancel": lambda: lock.cancel({"shop.refresh": claim.owner}, now=now),
+        "retire": lambda: lock.retire(["shop.refresh"], now=now),
+        "forget": lambda: lock.forget(["shop.refresh@web9"], now=now),
         "leave": lambda: lock.leave(["shop.refresh"], to="orm", now=now),
         "arrive": lambda: lock.arrive(["shop.refresh"], now=now),
     }
@@ -1262,7 +1939,7 @@ class TestTheLine:
                 began = time.monotonic()
                 with pytest.raises(AWAY):
                     raise AssertionError(f"{name} said {call()!r}")
-                assert time.monotonic() - began < 1.5, name
+                assert time.monotonic() - began < 5, name
         finally:
             cache_store.server.thaw()
         quick.lock.close()
@@ -1312,7 +1989,7 @@ class TestTheLine:
             cache_store.server.thaw()
             thread.join()
         assert cut == [True]
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 4.5
         assert web1.lock.is_calling is False
         assert is_known(web1, THREE) is True
 
@@ -1335,7 +2012,7 @@ class TestTheLine:
         finally:
             stop.set()
             thread.join()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         lock.close()
 
     def test_a_connection_that_the_server_has_ended_meanwhile_is_opened_anew(
@@ -1357,8 +2034,8 @@ class TestTheLine:
                 lock.close()
             # An error ends the connection; closing it does, too. Neither is asked about the token any more.
             with pytest.raises(AWAY) if way == "same" else contextlib.nullcontext(), lock._line.call():
-                read = lock._read(["row:x"], THREE)
-                key, (_, token) = lock._item("state"), read.found["state"]
+                read = lock._items.read(["row:x"], THREE)
+                key, (_, token) = lock._items.key("state"), read.found["state"]
                 cache_store.server.crash()
                 cache_store.server.restart()
                 stranger = a_lock()
@@ -1411,4 +2088,4 @@ class TestTheLine:
 
 def stranger_token(lock: Any) -> int:
     with lock._line.call():
-        return int(lock._read([], None).found["state"][1])
+        return int(lock._items.read([], None).found["state"][1])

@@ -405,7 +405,7 @@ class Storm:
 
     def item(self, key: str) -> str:
         lock: Any = MemcachedLock("default", {"cache": ALIAS})
-        made: bytes = lock._item(key)
+        made: bytes = lock._items.key(key)
         return made.decode()
 
     def delete_something(self) -> None:

@@ -17,9 +17,9 @@ from multiserver_schedule.declare import registry
 from multiserver_schedule.entries import Cleanup, Row
 from multiserver_schedule.exceptions import UnsafeTransaction
 from multiserver_schedule.history import Afterwards
-from multiserver_schedule.locks.base import BaseLock, CleanupRecorder
+from multiserver_schedule.locks.base import BaseLock, CleanupRecorder, Declarations, Look
 from multiserver_schedule.locks.cache import CacheLock
-from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun
+from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 from multiserver_schedule.testing.contract import Notes, Server
 
 from .caches import CacheStore
@@ -27,6 +27,7 @@ from .caches import CacheStore
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
 BOARD: dict[str, Any] = {"BACKEND": "tests.test_operate.Board"}
 AWAY: dict[str, Any] = {"BACKEND": "tests.test_operate.Away"}
 IN_CACHE: dict[str, Any] = {"BACKEND": "multiserver_schedule.locks.cache.CacheLock", "OPTIONS": {"cache": "lock"}}
@@ -37,7 +38,11 @@ class Board(BaseLock):
     """A store that is not in the database: rows in a dict, of which people see and free what a test puts there."""
 
     held: ClassVar[dict[str, Row]] = {}
+    everything: ClassVar[dict[str, Any]] = {}
     closed: ClassVar[int] = 0
+
+    def look(self, declared: Declarations, *, ahead: timedelta = timedelta(0), now: datetime | None = None) -> Look:
+        return Look(now=timezone.now(), known=True, paused="paused_at" in self.everything)
 
     def clock(self) -> datetime:
         return timezone.now()
@@ -82,17 +87,17 @@ Board.__abstractmethods__ = frozenset()  # the rest is for servers
 class Away(Board):
     """A store whose server is down."""
 
-    def clock(self) -> datetime:
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise ConnectionError("Connection refused.")
 
-    def rows(self, names: Iterable[str] | None = None) -> list[Row]:
-        raise ConnectionError("Connection refused.")
+    clock = rows = look = pause = resume = interrupt = want = _refuse
 
 
 @pytest.fixture(autouse=True)
 def _project(settings: Any) -> Iterator[None]:
     settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "LOCKS": {"cache": BOARD}}
     Board.held.clear()
+    Board.everything.clear()
     with registry.set_aside():
         schedule.call("time.sleep", 0).daily().name("a.orm")
         schedule.call("time.sleep", 0).daily().name("a.cached").lock_with("cache")
@@ -129,7 +134,7 @@ def in_cache(name: str = "a.cached", **more: Any) -> None:
 
 def in_database(name: str = "a.orm", **more: Any) -> None:
     values = dataclasses.asdict(a_row(name, **more))
-    for field in ("pk", "paused"):
+    for field in ("pk", "paused", "cancelled"):
         del values[field]
     ScheduledLock.objects.create(**values)
 
@@ -256,12 +261,71 @@ def test_a_paused_task_that_still_runs_is_both() -> None:
     assert lines()["a.cached"].state == "paused, running"
 
 
+MINUTE = 60 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("values", "state"),
+    [
+        ({}, "overdue"),
+        ({"next_due_at": -119 * SECOND}, "ready"),
+        ({"not_before": -MINUTE}, "ready"),  # the break after its last run is hardly over
+        ({"not_before": -121 * SECOND}, "overdue"),
+        ({"paused": True}, "paused"),
+        ({"moved_from": "default"}, "waits for the end of its last run in the lock 'default'"),
+        ({"next_due_at": None}, "ready"),
+        ({"renewed": 31 * SECOND}, "stale"),
+        ({"renewed": SECOND}, "running"),
+    ],
+)
+def test_a_task_that_nobody_starts_is_overdue(values: dict[str, Any], state: str) -> None:
+    now = timezone.now()
+    given = {"next_due_at": -121 * SECOND, "not_before": -HOUR} | values
+    given |= {key: now + given[key] for key in ("next_due_at", "not_before") if given[key] is not None}
+    in_cache(**given)
+    line = lines()["a.cached"]
+    assert (line.state, line.overdue_since) == (state, given["next_due_at"] if state == "overdue" else None)
+
+
+def test_a_task_with_jitter_is_overdue_that_much_later() -> None:
+    schedule.call("time.sleep", 0).daily().jitter(minutes=30).name("a.spread").lock_with("cache")
+    later = registry.tasks["a.spread"].offset("a.spread")
+    assert later > MINUTE
+    for ago, state in ((121 * SECOND, "ready"), (later + 121 * SECOND, "overdue")):
+        in_cache("a.spread", next_due_at=timezone.now() - ago, not_before=timezone.now() - HOUR)
+        assert lines()["a.spread"].state == state
+
+
+def test_while_everything_is_paused_nothing_is_overdue() -> None:
+    in_cache(next_due_at=timezone.now() - HOUR)
+    Board.everything["paused_at"] = timezone.now()
+    assert (lines()["a.cached"].state, lines()["a.cached"].overdue_since) == ("paused", None)
+
+
+def test_of_a_server_whose_own_tasks_are_overdue_it_is_said_when_it_was_seen() -> None:
+    schedule.call("time.sleep", 0).daily().on_every_server().name("b.here")
+    seen_at = timezone.now() - 5 * MINUTE
+    for server in ("web2", "web3"):
+        in_database(f"b.here@{server}", next_due_at=timezone.now() - HOUR, last_due_at=timezone.now() - 2 * HOUR)
+    in_cache(next_due_at=timezone.now() - HOUR)
+    ScheduleState.objects.create(key="server:web2", seen_at=seen_at)
+    ScheduleState.objects.create(key="declared:x@web2", scope="web2", seen_at=seen_at - HOUR)
+    found = lines()
+    assert (found["b.here@web2"].state, found["b.here@web2"].server_seen_at) == ("overdue", seen_at)
+    # Of one that has left no trace but its row, that is told by the row.
+    assert found["b.here@web3"].server_seen_at == ScheduledLock.objects.get(task="b.here@web3").last_due_at
+    assert (found["a.cached"].state, found["a.cached"].server_seen_at) == ("overdue", None)
+
+
 def test_a_schedule_that_cannot_be_read_hides_no_lock(settings: Any) -> None:
     settings.ROOT_URLCONF = "tests.broken_project.urls"
     in_cache(renewed=SECOND)
     listing = operate.overview()
     assert {line.name: line.holder for line in listing.lines}["a.cached"] == "web9"
-    assert listing.troubles[0].startswith("tests.broken_project.schedule cannot be read: No module named")
+    assert listing.troubles[0].startswith("tests.broken_project.schedule cannot be read: /")
+    assert listing.troubles[0].endswith(
+        "/tests/broken_project/schedule.py:1: ModuleNotFoundError: No module named 'no_such_module_of_somebody'"
+    )
 
 
 def test_a_cache_is_closed_again_and_the_connection_of_the_caller_is_not() -> None:

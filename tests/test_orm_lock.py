@@ -25,6 +25,7 @@ from multiserver_schedule.testing.contract import (
     HOUR,
     LEASE,
     MINUTE,
+    REACH,
     SECOND,
     SUCCEEDED,
     THREE,
@@ -32,6 +33,7 @@ from multiserver_schedule.testing.contract import (
     Notes,
     Server,
     a_task,
+    following,
 )
 
 from .servers import Server as Server_
@@ -199,6 +201,25 @@ def test_a_claim_inside_a_transaction_of_the_caller_is_refused(store: Store, web
     with transaction.atomic(using=store.alias), pytest.raises(UnsafeTransaction, match="inside a transaction"):
         web1.claim(occurrence, now=THREE)
     assert len(web1.claim(occurrence, now=THREE)) == 1
+
+
+def test_to_set_right_inside_a_transaction_of_the_caller_is_refused(store: Store, web1: Server) -> None:
+    with transaction.atomic(using=store.alias), pytest.raises(UnsafeTransaction):
+        web1.set_right(THREE)
+
+
+def test_what_is_set_right_goes_by_the_databases_clock(lock: ORMLock, notes: Notes) -> None:
+    server = Server(lock, notes, a_task())
+    server.sync(datetime.now(UTC) + DAY)
+    lock.want("shop.refresh", now=datetime.now(UTC) + DAY)
+    assert lock.set_right({"shop.refresh": REACH}, following=following) == ["shop.refresh"]
+    row = server.row()
+    assert abs(row.last_due_at - datetime.now(UTC)) < MINUTE
+    assert row.next_due_at == following("", row.last_due_at)
+    # What was asked for is to be had, by the very moment that it has now.
+    assert row.wanted_at is not None
+    asked = server.occurrence(row.wanted_at, trigger="manual", requested=True)
+    assert len(lock.claim([asked], server="web1", record=notes.started)) == 1
 
 
 def test_a_claim_without_autocommit_is_refused(store: Store, web1: Server) -> None:
@@ -378,18 +399,79 @@ def test_state_of_servers_and_versions_that_are_long_gone_is_dropped(
     assert web1.run(later) is not None
 
 
-def test_a_broken_schedule_leaves_no_half_set(store: Store, lock: ORMLock, notes: Notes) -> None:
+def test_a_sync_that_breaks_off_leaves_no_half_set(
+    store: Store, lock: ORMLock, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bring_in_step(*args: Any) -> Any:
+        ORMLock._bring_in_step(lock, *args)
+        raise DatabaseError("the disk is full")
+
+    server = Server(lock, notes, a_task("a"), a_task("b"))
+    monkeypatch.setattr(lock, "_bring_in_step", bring_in_step)
+    with pytest.raises(DatabaseError, match="full"):
+        server.sync(THREE)
+    assert lock.rows() == []
+    assert lock.look(server.declared, now=THREE).known is False
+
+
+def test_a_task_whose_due_times_cannot_be_computed_keeps_no_other_from_being_registered(
+    lock: ORMLock, notes: Notes
+) -> None:
     class Broken:
         text = "broken"
 
         def next(self, after: datetime) -> datetime | None:
-            raise ValueError("never parsed")
+            raise KeyError("Europe/Nowhere")
 
-    server = Server(lock, notes, a_task("a"), a_task("b", Broken()))
-    with pytest.raises(ValueError, match="never parsed"):
-        server.sync(THREE)
-    assert lock.rows() == []
-    assert lock.look(server.declared, now=THREE).known is False
+    server = Server(lock, notes, a_task("broken", Broken()), a_task("sound"))
+    assert server.sync(THREE - HOUR) == (["broken", "sound"], [])
+    # Found by each look: whoever looks says what is wrong with it.
+    assert server.due(THREE) == ["broken", "sound"]
+
+
+def test_a_server_that_is_frozen_in_the_middle_of_a_claim_holds_up_the_others_no_longer_than_its_limit(
+    store: Store,
+) -> None:
+    """Seen in a drill: its row locks were passed over by everybody else for as long as it was frozen."""
+    if store.name == "sqlite":
+        pytest.skip("SQLite has no such limit: its servers are processes of one machine")
+    lock = ORMLock("default", {"using": store.alias})
+    server = Server(lock, Notes(), a_task())
+    server.sync(THREE - HOUR)
+    due = server.occurrence(THREE)
+    inside, thaw = threading.Event(), threading.Event()
+    raised: list[BaseException] = []
+
+    def freeze(claims: Sequence[Claim], now: datetime) -> None:
+        inside.set()
+        thaw.wait(30)
+
+    def claim_and_freeze() -> None:
+        frozen = ORMLock("default", {"using": store.alias})
+        frozen.bound(timedelta(seconds=1))
+        try:
+            frozen.claim([due], server="web2", record=freeze, now=THREE)
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            connections[store.alias].close()
+
+    thread = threading.Thread(target=claim_and_freeze)
+    thread.start()
+    assert inside.wait(10)
+    try:
+        assert server.claim(due, now=THREE) == []
+        until = time.monotonic() + 10
+        claims: list[Claim] = []
+        while not claims and time.monotonic() < until:
+            time.sleep(0.1)
+            claims = server.claim(due, now=THREE)
+        assert [claim.server for claim in claims] == ["web1"]
+    finally:
+        thaw.set()
+        thread.join()
+    assert len(raised) == 1  # whoever wakes up has claimed nothing
+    assert server.row().owner == claims[0].owner
 
 
 # -- a server that hangs -----------------------------------------------------------------------------------------------
@@ -412,7 +494,7 @@ def cut_soon(lock: ORMLock) -> Iterator[None]:
     timer.start()
     with pytest.raises(StoreTimeout):
         yield
-    assert time.monotonic() - began < 1.3
+    assert time.monotonic() - began < 10
     timer.join()
     assert done == [True]
 

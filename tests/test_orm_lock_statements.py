@@ -14,16 +14,19 @@ from multiserver_schedule.history import History
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 from multiserver_schedule.testing.contract import (
+    AHEAD,
     BREAK,
     HOUR,
     LEASE,
     MINUTE,
+    REACH,
     SECOND,
     SUCCEEDED,
     THREE,
     Notes,
     Server,
     a_task,
+    following,
 )
 
 from .stores import Store
@@ -51,7 +54,7 @@ def statements(store: Store, call: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("number", [1, 100, 10_000])
-def test_a_look_with_nothing_due_takes_two_statements(store: Store, number: int) -> None:
+def test_a_look_with_nothing_due_takes_one_statement(store: Store, number: int) -> None:
     history = History(store.alias)
     first = a_task("shop.task0")
     server = Server(ORMLock("default", {"using": store.alias}), Notes(history), first)
@@ -61,15 +64,15 @@ def test_a_look_with_nothing_due_takes_two_statements(store: Store, number: int)
     )[0]
     more = [ScheduledLock(task=f"shop.task{i}", **row) for i in range(1, number)]
     ScheduledLock.objects.using(store.alias).bulk_create(more, batch_size=2_000)
-    assert statements(store, lambda: server.lock.look(server.declared, now=SEEN + 30 * SECOND)) == 2
+    assert statements(store, lambda: server.lock.look(server.declared, now=SEEN + 30 * SECOND)) == 1
     look = server.lock.look(server.declared, now=SEEN + 30 * SECOND)
     assert (look.known, look.due, look.expired) == (True, (), False)
 
 
 def test_once_a_minute_a_look_takes_one_more(store: Store) -> None:
     server = a_server(store, 2)
-    assert statements(store, lambda: server.lock.look(server.declared, now=SEEN + 2 * MINUTE)) == 3
     assert statements(store, lambda: server.lock.look(server.declared, now=SEEN + 2 * MINUTE)) == 2
+    assert statements(store, lambda: server.lock.look(server.declared, now=SEEN + 2 * MINUTE)) == 1
 
 
 def empty(store: Store) -> None:
@@ -152,3 +155,33 @@ def test_one_claim_is_a_handful_of_statements(store: Store) -> None:
     server = a_server(store, 1)
     occurrence = server.occurrence(THREE)
     assert statements(store, lambda: server.claim(occurrence, now=THREE)) == 6
+
+
+def test_to_set_right_takes_as_many_statements_for_300_tasks_as_for_30(store: Store) -> None:
+    counts = []
+    for number in (30, 300):
+        empty(store)
+        server = a_server(store, number)
+        ScheduledLock.objects.using(store.alias).update(last_due_at=AHEAD, next_due_at=AHEAD + HOUR)
+        reaches = dict.fromkeys(server.declared.tasks, REACH)
+        done: list[str] = []
+
+        def mend(server: Server = server, reaches: Any = reaches, done: list[str] = done) -> None:
+            done += server.lock.set_right(reaches, following=following, now=THREE)
+
+        counts.append(statements(store, mend))
+        assert len(done) == number
+    assert counts[0] <= 10
+    batches = -(-300 // ORMLock("default", {"using": store.alias})._batch_size())
+    assert counts[1] <= counts[0] * batches
+    if store.vendor != "sqlite":
+        assert counts[1] == counts[0]
+
+
+def test_to_set_right_where_nothing_is_wrong_writes_nothing(store: Store) -> None:
+    server = a_server(store, 30)
+    before = list(ScheduledLock.objects.using(store.alias).order_by("pk").values())
+    states = list(ScheduleState.objects.using(store.alias).order_by("pk").values())
+    assert server.set_right(THREE) == []
+    assert list(ScheduledLock.objects.using(store.alias).order_by("pk").values()) == before
+    assert list(ScheduleState.objects.using(store.alias).order_by("pk").values()) == states

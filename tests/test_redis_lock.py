@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -15,16 +16,19 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from multiserver_schedule.cron import Cron, Every
-from multiserver_schedule.entries import Cleanup, Occurrence, ReleasedClaim, Skip
+from multiserver_schedule.entries import Claim, Cleanup, Occurrence, Outcome, ReleasedClaim, ScheduledTask, Skip
 from multiserver_schedule.exceptions import StoreRefused
 from multiserver_schedule.locks.base import Before
 from multiserver_schedule.locks.redis import RedisLock
 from multiserver_schedule.testing.contract import (
+    AHEAD,
     BREAK,
     DAY,
     HOUR,
+    HOURLY,
     LEASE,
     MINUTE,
+    REACH,
     SECOND,
     SUCCEEDED,
     THREE,
@@ -1029,12 +1033,21 @@ def test_the_permissions_that_the_message_names_are_enough(cache_store: CacheSto
     with caches.in_use(caches.of(cache_store.name, server, LOCATION=location)):
         lock = RedisLock("default", {"cache": "lock"})
         lock.sync(declare(), now=THREE - DAY)
-        web1 = Server(lock, notes, a_task(), a_task("shop.x", overlap="allow"))
+        own = a_task("shop.y", on_every_server=True)
+        web1 = Server(lock, notes, a_task(), a_task("shop.x", overlap="allow"), own)
         web1.sync(HALF_PAST_TWO)
-        claims = web1.claim(*(web1.occurrence(THREE, task) for task in web1.declared.tasks.values()), now=THREE)
+        claims = web1.claim(
+            *(web1.occurrence(THREE, task) for task in (a_task(), web1.declared.tasks["shop.x"])), now=THREE
+        )
         assert web1.renew(*claims, now=THREE) == [True, True]
         assert web1.release(claims[0], now=THREE) == [True]
         assert len(web1.reap(THREE + MINUTE)) == 1
+        names = lock.pause([row.task for row in lock.rows()], now=THREE)
+        assert lock.resume(names, following=hourly, now=THREE) == names
+        assert lock.want(names[0], now=THREE) == THREE
+        assert lock.set_right(dict.fromkeys(names, REACH), following=hourly, now=THREE - HOUR) == names
+        assert lock.retire(names, now=THREE) == names
+        assert lock.forget([name for name in names if "@" in name], now=THREE) == ["shop.y@web1"]
         lock.close()
     server.call("ACL", "DELUSER", "shop")
 
@@ -1063,3 +1076,663 @@ def test_a_restart_leaves_alone_what_another_store_has(web1: Server, cache_store
     assert web1.lock.sync(web1.declared, now=THREE + MINUTE).lost == {}
     assert (web1.row().last_due_at, web1.row().moved_to) == (HALF_PAST_TWO, "other")
     assert web1.lock.look(web1.declared, now=THREE + MINUTE).known is True
+
+
+# -- what is owed, asked for and paused -------------------------------------------------------------------------------
+
+FAILED = Outcome(status="failed", error="ValueError")
+RERUN = a_task(rerun=True)
+
+
+def hourly(name: str, after: datetime) -> datetime | None:
+    return HOURLY.next(after)
+
+
+def nobody_knows(name: str, after: datetime) -> datetime | None:
+    return None
+
+
+def fail(server: Server, claim: Claim, *, now: datetime, retry_in: timedelta = MINUTE) -> None:
+    assert server.release(claim, now=now, outcome=FAILED, retry_in=retry_in) == [True]
+
+
+def shop(lock: RedisLock, notes: Notes, *tasks: ScheduledTask) -> Server:
+    server = Server(lock, notes, *tasks)
+    server.sync(HALF_PAST_TWO)
+    return server
+
+
+def assert_indexed(store: CacheStore) -> None:
+    """Compare each index with the rows themselves."""
+    call = store.server.call
+    rows = {}
+    for found in call("KEYS", key(store, "row:*")):
+        flat = call("HGETALL", found)
+        rows[found.partition("row:")[2]] = dict(zip(flat[::2], flat[1::2], strict=True))
+
+    def scores(name: str) -> dict[str, float]:
+        flat = call("ZRANGE", key(store, name), "0", "-1", "WITHSCORES")
+        return {each: float(score) for each, score in zip(flat[::2], flat[1::2], strict=True)}
+
+    def first(row: dict[str, str]) -> float:
+        times = [float(row[field]) for field in ("next", "retry", "wanted") if row.get(field)]
+        return float("inf") if row.get("moved_to") else min(times, default=float("inf"))
+
+    assert scores("due") == {name: first(row) for name, row in rows.items()}
+    assert scores("ends") == {name: float(row["expires"]) for name, row in rows.items() if row.get("owner")}
+    assert set(call("SMEMBERS", key(store, "names"))) == set(rows)
+    assert int(field(store, "state", "rows")) == len(rows)
+
+
+@everywhere
+def test_each_index_agrees_with_the_rows_after_each_step(
+    lock: RedisLock, notes: Notes, cache_store: CacheStore
+) -> None:
+    both = a_task("shop.both", overlap="allow")
+    own = a_task("shop.clear", on_every_server=True)
+    server = shop(lock, notes, a_task(rerun=True), both, own)
+    refresh, shared, clear = (server.occurrence(THREE, task) for task in server.declared.tasks.values())
+    names = [refresh.row, shared.row, clear.row]
+    steps = iter(range(1000))
+
+    def at() -> datetime:
+        assert_indexed(cache_store)
+        return THREE + next(steps) * SECOND
+
+    claims = server.claim(refresh, shared, clear, now=at())
+    assert len(claims) == 3
+    for claim in claims:
+        fail(server, claim, now=at())
+    assert server.due(THREE + 2 * MINUTE) == names
+    for name in names:
+        assert lock.want(name, now=at()) is not None
+    wanted = [
+        dataclasses.replace(o, due_at=server.row(o.row).wanted_at, trigger="manual", requested=True)
+        for o in (refresh, shared, clear)
+    ]
+    assert len(server.release(*server.claim(*wanted, now=at()), now=at())) == 3
+    again = [dataclasses.replace(o, attempt=2) for o in (refresh, shared, clear)]
+    assert len(server.claim(*again, now=THREE + 2 * MINUTE)) == 3
+    assert len(server.reap(THREE + 3 * MINUTE)) == 3
+    assert server.row().retry_at == THREE + 3 * MINUTE
+    assert server.row("shop.both").retry_at is None, "what may overlap is not run again"
+    assert lock.pause(names, now=at()) == sorted(names)
+    assert lock.want(names[0], now=at()) is None
+    assert lock.resume(names, following=hourly, now=at()) == sorted(names)
+    assert lock.pause(None, now=at()) == []
+    assert lock.resume(None, following=hourly, now=at()) == sorted(names)
+    fourth = server.occurrence(THREE + HOUR)
+    (held,) = server.claim(fourth, now=THREE + HOUR)
+    assert lock.cancel({held.occurrence.row: held.owner}, now=at()) == [held.occurrence.row]
+    assert server.skip(THREE + 2 * HOUR, now=THREE + 2 * HOUR, reason="missed") is not None
+    assert lock.retire(names, now=at()) == [names[1], names[2]]
+    assert lock.forget(names, now=at()) == [names[2]]
+    lock.leave(names[:1], to="other", now=at())
+    assert_indexed(cache_store)
+
+
+@everywhere
+def test_what_people_ask_for_is_one_round_trip_whatever_the_number_of_tasks(
+    lock: RedisLock, notes: Notes, monitor: Monitor
+) -> None:
+    server = shop(lock, notes, *(a_task(f"t{i:03}", on_every_server=True) for i in range(1000)))
+    occurrences = [
+        dataclasses.replace(server_occurrence(server, name), row=f"{name}@web1") for name in server.declared.tasks
+    ]
+    names = [occurrence.row for occurrence in occurrences]
+    claims = server.claim(*occurrences, now=THREE)
+    monitor.commands()
+    assert len(lock.cancel({claim.occurrence.row: claim.owner for claim in claims}, now=THREE)) == 1000
+    assert monitor.commands() == ["EVALSHA"]
+    assert lock.renew(claims, now=THREE + SECOND) == set()
+    assert monitor.commands() == ["EVALSHA"], "and nobody asks whether they can come back"
+    server.release(*claims, now=THREE + SECOND, outcome=FAILED, retry_in=SECOND)
+    assert monitor.commands() == ["EVALSHA"]
+    assert len(server.due(THREE + 2 * SECOND)) == 1000
+    again = [dataclasses.replace(occurrence, attempt=2) for occurrence in occurrences]
+    claims = server.claim(*again, now=THREE + 2 * SECOND)
+    assert len(claims) == 1000
+    assert monitor.commands() == ["EVALSHA", "EVALSHA"]
+    server.release(*claims, now=THREE + 2 * SECOND)
+    monitor.commands()
+    assert lock.want(names[0], now=THREE + 3 * SECOND) == THREE + 3 * SECOND
+    assert monitor.commands() == ["EVALSHA"]
+    assert lock.pause(names, reason="audit", now=THREE + 4 * SECOND) == names
+    assert monitor.commands() == ["EVALSHA"]
+    assert lock.resume(names, following=hourly, now=THREE + 5 * SECOND) == names
+    assert monitor.commands() == ["EVALSHA", "EVALSHA", "EVALSHA"], "the time, the rows, and what comes next for them"
+    lock.pause(None, now=THREE + 4 * SECOND)
+    assert monitor.commands() == ["EVALSHA"]
+    assert lock.resume(None, following=hourly, now=THREE + 5 * SECOND) == names
+    assert monitor.commands() == ["EVALSHA", "EVALSHA", "EVALSHA"]
+    lock.interrupt(now=THREE + 6 * SECOND)
+    assert lock.retire(names, now=THREE + 6 * SECOND) == names
+    assert lock.forget(names, now=THREE + 6 * SECOND) == names
+    assert monitor.commands() == ["EVALSHA", "EVALSHA", "EVALSHA"]
+
+
+@everywhere
+def test_a_row_of_an_older_release_is_read_and_goes_on(lock: RedisLock, notes: Notes, cache_store: CacheStore) -> None:
+    server = shop(lock, notes, RERUN)
+    new = "cancelled paused_reason attempt trigger rerun_up_to retry wanted asked".split()
+    server.must_run(THREE)
+    cache_store.server.call("HDEL", key(cache_store, "row:shop.refresh"), *new)
+    row = server.row()
+    assert (row.attempt, row.trigger, row.retry_at, row.wanted_at, row.cancelled) == (1, "schedule", None, None, False)
+    assert lock.look(server.declared, now=THREE).known is True
+    (cleanup,) = server.reap(THREE + MINUTE)
+    assert cleanup.due_at == THREE
+    assert server.row().retry_at is None, "it did not say that it is to be run again"
+    cache_store.server.call("HDEL", key(cache_store, "row:shop.refresh"), *new)
+    assert lock.want("shop.refresh", now=THREE + MINUTE) == THREE + MINUTE
+    newer = Server(lock, notes, a_task(timetable=Every(5 * MINUTE)))
+    cache_store.server.call("HDEL", key(cache_store, "row:shop.refresh"), *new)
+    assert newer.sync(THREE + 2 * MINUTE)[1] == ["shop.refresh"]
+    fail(newer, newer.must_run(THREE + 5 * MINUTE), now=THREE + 5 * MINUTE)
+    assert newer.row().attempt == 2
+
+
+@everywhere
+def test_no_other_attempt_is_made_than_the_one_that_is_owed(web1: Server) -> None:
+    """Whoever planned long ago may ask for one of an earlier due time, or of one that has been tried more often."""
+    fail(web1, web1.must_run(THREE), now=THREE)
+    at = THREE + 2 * MINUTE
+    assert [web1.run(THREE, attempt=attempt, now=at) for attempt in (1, 3)] == [None, None]
+    assert [web1.run(due_at, attempt=2, now=at) for due_at in (THREE - HOUR, THREE + SECOND)] == [None, None]
+    assert web1.run(THREE, attempt=2, now=at) is not None
+
+
+@everywhere
+def test_a_run_by_hand_of_the_last_due_time_leaves_nothing_owed(web1: Server) -> None:
+    web1.release(web1.must_run(THREE), now=THREE)
+    fail(web1, web1.must_run(THREE, trigger="backfill", now=THREE + SECOND), now=THREE + 2 * SECOND)
+    assert web1.row().retry_at is None
+
+
+@everywhere
+@pytest.mark.parametrize("overlap", ["skip", "allow"])
+def test_a_retry_whose_answer_was_lost_is_won_once(
+    lock: RedisLock, notes: Notes, web1: Server, deaf: Callable[..., None], overlap: Any
+) -> None:
+    server = shop(lock, notes, a_task("shop.x", overlap=overlap))
+    fail(server, server.must_run(THREE), now=THREE)
+    deaf("claim", 3)
+    with pytest.raises(redis.ConnectionError):
+        server.run(THREE, attempt=2, now=THREE + MINUTE)
+    (claim,) = server.claim(now=THREE + MINUTE)
+    assert (claim.occurrence.due_at, claim.occurrence.attempt) == (THREE, 2)
+    assert server.run(THREE, attempt=2, now=THREE + MINUTE) is None
+    row = server.row("shop.x")
+    assert (row.retry_at, row.attempt, row.last_due_at, row.next_due_at) == (None, 2, THREE, THREE + HOUR)
+
+
+@everywhere
+def test_a_run_that_was_asked_for_and_whose_answer_was_lost_begins_once(
+    web1: Server, web2: Server, notes: Notes, deaf: Callable[..., None]
+) -> None:
+    at = web1.lock.want("shop.refresh", now=HALF_PAST_TWO + SECOND)
+    assert at is not None
+    deaf("claim")
+    claim = web1.must_run(at, trigger="manual", requested=True)
+    assert web2.run(at, trigger="manual", requested=True) is None
+    assert notes.claims == [claim]
+    assert web1.row().wanted_at is None
+
+
+@everywhere
+def test_no_run_is_asked_for_where_a_task_is_not_or_not_yet(web1: Server, cache_store: CacheStore) -> None:
+    cache_store.server.call("HSET", key(cache_store, "row:shop.refresh"), "moved_from", "other")
+    assert web1.lock.want("shop.refresh", now=THREE) is None
+    web1.lock.arrive(["shop.refresh"], now=THREE)
+    assert web1.lock.want("shop.refresh", now=THREE) == THREE
+    web1.lock.leave(["shop.refresh"], to="other", now=THREE)
+    assert web1.lock.want("shop.refresh", now=THREE) is None
+
+
+@everywhere
+def test_a_request_that_is_sent_again_does_not_ask_for_a_second_run(
+    web1: Server, web2: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server may have claimed the run before Redis reads the request for the second time."""
+    line = web1.lock._line
+    evaluate = line._eval
+    claims = []
+
+    def slow(connection: Any, step: str, text: str) -> Any:
+        answer = evaluate(connection, step, text)
+        if step == "want" and not claims:
+            claims.append(web2.must_run(HALF_PAST_TWO + SECOND, trigger="manual", requested=True))
+            raise redis.ConnectionError("the answer was lost")
+        return answer
+
+    web1.due(HALF_PAST_TWO)
+    monkeypatch.setattr(line, "_eval", slow)
+    at = web1.lock.want("shop.refresh", now=HALF_PAST_TWO + SECOND)
+    assert at == claims[0].occurrence.due_at
+    assert web1.row().wanted_at is None
+    web2.release(claims[0], now=HALF_PAST_TWO + 2 * SECOND)
+    assert web1.lock.want("shop.refresh", now=HALF_PAST_TWO + 3 * SECOND) == HALF_PAST_TWO + 3 * SECOND
+
+
+@everywhere
+@pytest.mark.parametrize("overlap", ["skip", "allow"])
+def test_a_release_that_is_sent_again_owes_what_the_first_one_did(
+    lock: RedisLock, notes: Notes, web1: Server, deaf: Callable[..., None], overlap: Any
+) -> None:
+    server = shop(lock, notes, a_task("shop.x", overlap=overlap))
+    claim = server.must_run(THREE)
+    deaf("release", 2)
+    with pytest.raises(redis.ConnectionError):
+        fail(server, claim, now=THREE + SECOND)
+    fail(server, claim, now=THREE + 9 * SECOND)
+    row = server.row("shop.x")
+    assert (row.retry_at, row.attempt) == (THREE + SECOND + MINUTE, 2)
+    again = server.must_run(THREE, attempt=2, now=THREE + 2 * MINUTE)
+    fail(server, claim, now=THREE + 3 * MINUTE, retry_in=SECOND)
+    assert server.row("shop.x").retry_at is None, "and nothing once the next attempt is under way"
+    assert server.release(again, now=THREE + 3 * MINUTE) == [True]
+
+
+@everywhere
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_end_of_a_pause_is_told_although_its_answer_was_lost(
+    web1: Server, deaf: Callable[..., None], everything: bool
+) -> None:
+    names = None if everything else ["shop.refresh"]
+    web1.lock.pause(names, now=THREE - SECOND)
+    deaf("resume")
+    assert web1.lock.resume(names, following=hourly, now=THREE) == ["shop.refresh"]
+    assert web1.lock.resume(names, following=hourly, now=THREE) == []
+    assert web1.must_run(THREE + HOUR)
+
+
+@everywhere
+def test_nothing_is_claimed_until_the_pause_of_everything_has_ended_for_all(
+    lock: RedisLock, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multiserver_schedule.locks.redis.lock.BATCH", 2)
+    server = shop(lock, notes, *(a_task(name) for name in "abcde"))
+    lock.pause(["c"], now=HALF_PAST_TWO)
+    lock.pause(None, now=HALF_PAST_TWO)
+    at = THREE + MINUTE
+    seen = []
+
+    def following(name: str, after: datetime) -> datetime | None:
+        seen.append((name, after, lock.look(server.declared, now=at).paused))
+        return hourly(name, after)
+
+    assert lock.resume(None, following=following, now=at) == ["a", "b", "d", "e"]
+    assert seen == [(name, at, True) for name in "abcde"]
+    assert server.due(THREE + HOUR) == ["a", "b", "d", "e"]
+    assert (server.row("a").last_due_at, server.row("a").next_due_at) == (at, THREE + HOUR)
+    assert lock.resume(["a", "c"], following=following, now=at) == ["c"]
+
+
+@everywhere
+def test_two_ends_of_a_pause_at_once_pass_over_no_due_time(web1: Server, web2: Server) -> None:
+    """The slower one finds nothing to end, and moves nothing on."""
+    web1.lock.pause(None, now=HALF_PAST_TWO)
+    ran = []
+
+    def slow(name: str, after: datetime) -> datetime | None:
+        assert web2.lock.resume(None, following=hourly, now=THREE - MINUTE) == ["shop.refresh"]
+        ran.append(web2.run(THREE))
+        return hourly(name, after)
+
+    assert web1.lock.resume(None, following=slow, now=THREE + MINUTE) == []
+    assert ran[0] is not None
+    assert web1.row().last_due_at == THREE
+
+
+@everywhere
+def test_who_does_not_know_a_task_leaves_its_hint_at_the_end_of_a_pause(web1: Server) -> None:
+    web1.lock.pause(["shop.refresh"], now=HALF_PAST_TWO)
+    web1.lock.resume(["shop.refresh"], following=nobody_knows, now=THREE + MINUTE)
+    row = web1.row()
+    assert (row.last_due_at, row.next_due_at, row.paused) == (THREE + MINUTE, THREE, False)
+    assert web1.run(THREE, now=THREE + MINUTE) is None
+    assert web1.due(THREE + HOUR) == ["shop.refresh"]
+
+
+@everywhere
+def test_a_schedule_that_is_taken_over_while_a_pause_ends_keeps_its_own_hint(web1: Server, notes: Notes) -> None:
+    web1.lock.pause(["shop.refresh"], now=HALF_PAST_TWO)
+    newer = Server(web1.lock, notes, a_task(timetable=Every(5 * MINUTE)))
+
+    def following(name: str, after: datetime) -> datetime | None:
+        newer.sync(THREE + MINUTE)
+        return hourly(name, after)
+
+    assert web1.lock.resume(["shop.refresh"], following=following, now=THREE + MINUTE) == ["shop.refresh"]
+    assert newer.row().next_due_at <= THREE + 5 * MINUTE
+
+
+@everywhere
+def test_the_end_of_a_pause_leaves_the_due_times_of_what_another_store_has(web1: Server) -> None:
+    web1.lock.pause(["shop.refresh"], now=HALF_PAST_TWO)
+    web1.lock.pause(None, now=HALF_PAST_TWO)
+    web1.lock.leave(["shop.refresh"], to="other", now=HALF_PAST_TWO)
+    web1.lock.resume(None, following=hourly, now=THREE + MINUTE)
+    web1.lock.resume(["shop.refresh"], following=hourly, now=THREE + MINUTE)
+    row = web1.row()
+    assert (row.last_due_at, row.next_due_at, row.paused) == (HALF_PAST_TWO, THREE, False)
+
+
+@everywhere
+def test_a_row_that_comes_back_from_another_store_owes_nothing(lock: RedisLock, notes: Notes) -> None:
+    server = shop(lock, notes, RERUN)
+    fail(server, server.must_run(THREE), now=THREE)
+    lock.want("shop.refresh", now=THREE + SECOND)
+    lock.pause(["shop.refresh"], reason="audit", now=THREE + SECOND)
+    lock.leave(["shop.refresh"], to="other", now=THREE + SECOND)
+    theirs = server.row()
+    newer = Server(lock, notes, RERUN, a_task("shop.more"))
+    newer.sync(THREE + MINUTE, lambda names: {"shop.refresh": Before(row=theirs, store="other")})
+    row = newer.row()
+    assert (row.retry_at, row.wanted_at, row.attempt, row.moved_to) == (None, None, 1, "")
+    assert (row.paused, row.paused_at, row.paused_reason) == (False, None, "")
+    newcomer = dataclasses.replace(theirs, task="shop.new", moved_to="")
+    newest = Server(lock, notes, RERUN, a_task("shop.new"))
+    newest.sync(THREE + 2 * MINUTE, lambda names: {"shop.new": Before(row=newcomer, store="other")})
+    row = newest.row("shop.new")
+    assert (row.retry_at, row.wanted_at, row.attempt, row.paused) == (None, None, 1, False)
+
+
+# -- and what a loss leaves of it -------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_a_flush_between_two_attempts_drops_the_second(web1: Server, web2: Server, cache_store: CacheStore) -> None:
+    fail(web1, web1.must_run(THREE), now=THREE + SECOND)
+    cache_store.server.call("FLUSHALL")
+    again = dataclasses.replace(server_occurrence(web1, "shop.refresh"), attempt=2)
+    assert web1.claim(again, now=THREE + 2 * MINUTE) == []
+    known = {"shop.refresh": Before(last_due_at=THREE)}
+    synced = web2.lock.sync(web2.declared, elsewhere=lambda names: known, now=THREE + 2 * MINUTE)
+    assert synced.lost == {"shop.refresh": THREE}
+    row = web2.row()
+    assert (row.retry_at, row.attempt) == (None, 1)
+    late = THREE + 2 * MINUTE + LEASE
+    assert web2.claim(again, now=late) == []
+    assert web2.run(THREE, now=late) is None
+
+
+@everywhere
+def test_a_flush_during_an_attempt_gives_its_owner_the_lock_back_and_no_further_attempt(
+    lock: RedisLock, notes: Notes, web2: Server, cache_store: CacheStore
+) -> None:
+    server = shop(lock, notes, RERUN)
+    fail(server, server.must_run(THREE), now=THREE)
+    claim = server.must_run(THREE, attempt=2, now=THREE + MINUTE)
+    cache_store.server.call("FLUSHALL")
+    web2.sync(THREE + MINUTE + SECOND)
+    assert server.renew(claim, now=THREE + MINUTE + 2 * SECOND) == [True]
+    assert web2.row().owner == claim.owner
+    fail(server, claim, now=THREE + MINUTE + 3 * SECOND)
+    row = web2.row()
+    assert (row.owner, row.retry_at) == (None, None)
+    assert_indexed(cache_store)
+
+
+@everywhere
+def test_an_owner_that_came_back_and_died_is_not_run_again(
+    lock: RedisLock, notes: Notes, cache_store: CacheStore
+) -> None:
+    """Its due time is not the last one any more: what was due until the loss counts as done."""
+    server = shop(lock, notes, RERUN)
+    server.must_run(THREE)
+    seem_restarted(cache_store)
+    server.sync(THREE + SECOND)
+    row = key(cache_store, "row:shop.refresh")
+    cache_store.server.call("HSET", row, "rerun_up_to", "4")
+    assert len(server.reap(THREE + 2 * MINUTE)) == 1
+    assert server.row().retry_at is None
+    assert field(cache_store, "row:shop.refresh", "rerun_up_to") == "0"
+
+
+def seem_restarted(store: CacheStore) -> None:
+    """Have all of it written by another process of the server, as after a restart, which here forgot nothing."""
+    (mine,) = re.findall(r"run_id:(\w+)", store.server.call("INFO", "server"))
+    store.server.call("HSET", key(store, "state"), "run_id", "another")
+    asked = field(store, "row:shop.refresh", "asked") or ""
+    store.server.call("HSET", key(store, "row:shop.refresh"), "asked", asked.replace(mine, "another"))
+
+
+@everywhere
+def test_a_restart_drops_what_was_owed_and_asked_for_before_it(web1: Server, cache_store: CacheStore) -> None:
+    """Whether it ran, and was forgotten, nobody can know; what is asked for afterwards has not run."""
+    fail(web1, web1.must_run(THREE), now=THREE)
+    web1.lock.want("shop.refresh", now=THREE + SECOND)
+    web1.lock.pause(["shop.refresh"], reason="audit", now=THREE + SECOND)
+    seem_restarted(cache_store)
+    assert web1.lock.sync(web1.declared, now=THREE + 2 * SECOND).changed == ()
+    row = web1.row()
+    assert (row.retry_at, row.wanted_at) == (None, None)
+    assert (row.paused_at, row.paused_reason) == (THREE + SECOND, "audit")
+    assert_indexed(cache_store)
+    web1.lock.resume(["shop.refresh"], following=hourly, now=THREE + 3 * SECOND)
+    web1.lock.want("shop.refresh", now=THREE + 4 * SECOND)
+    seem_restarted(cache_store)
+    at = web1.lock.want("shop.refresh", now=THREE + MINUTE)
+    assert at == THREE + MINUTE
+    assert web1.lock.want("shop.refresh", now=THREE + MINUTE + SECOND) == at
+    assert web1.run(at, trigger="manual", requested=True) is None
+    web1.sync(THREE + MINUTE)
+    assert web1.row().wanted_at == at
+    assert web1.run(at, trigger="manual", requested=True, now=at + LEASE) is not None
+
+
+@everywhere
+def test_a_doubt_about_due_times_is_no_change_of_the_schedule(web1: Server, cache_store: CacheStore) -> None:
+    seem_restarted(cache_store)
+    delete(cache_store, "versions")
+    synced = web1.lock.sync(web1.declared, now=THREE + MINUTE)
+    assert (synced.changed, synced.lost) == ((), {"shop.refresh": HALF_PAST_TWO})
+    assert web1.row().next_due_at == THREE + HOUR
+
+
+@everywhere
+def test_the_pause_of_everything_outlives_what_is_lost_beside_it(web1: Server, cache_store: CacheStore) -> None:
+    web1.lock.pause(None, reason="audit", now=HALF_PAST_TWO)
+    web1.lock.pause(None, reason="a longer audit", now=HALF_PAST_TWO + SECOND)
+    delete(cache_store, "row:shop.refresh", "due")
+    web1.sync(HALF_PAST_TWO + MINUTE)
+    look = web1.lock.look(web1.declared, now=THREE)
+    assert (look.known, look.paused, look.due) == (True, True, ())
+    assert field(cache_store, "state", "paused_reason") == "a longer audit"
+    assert int(field(cache_store, "state", "paused_at")) == HALF_PAST_TWO.timestamp() * 1_000_000
+    assert web1.lock.want("shop.refresh", now=THREE) is None
+
+
+@everywhere
+def test_an_owner_that_was_told_to_end_does_not_come_back_but_may_release(
+    web1: Server, web2: Server, notes: Notes, cache_store: CacheStore
+) -> None:
+    claim = web1.must_run(THREE)
+    assert web2.lock.cancel({"shop.refresh": "somebody else"}, now=THREE) == []
+    assert web2.lock.cancel({"shop.refresh": claim.owner, "shop.nowhere": "x"}, now=THREE) == ["shop.refresh"]
+    cache_store.server.call("HSET", key(cache_store, "row:shop.refresh"), "hold", str(int(1e16)))
+    assert web1.renew(claim, now=THREE + SECOND) == [False]
+    row = web1.row()
+    assert (row.owner, row.cancelled, row.expires_at) == (claim.owner, True, THREE + LEASE)
+    assert web1.release(claim, now=THREE + 2 * SECOND) == [True]
+    assert web1.row().cancelled is False
+    assert [stood for _, stood in notes.releases] == [True]
+
+
+@everywhere
+def test_who_comes_back_to_an_older_state_is_not_told_to_end_in_anothers_place(
+    web1: Server, web2: Server, cache_store: CacheStore
+) -> None:
+    earlier = web1.must_run(THREE, trigger="manual")
+    web1.lock.cancel({"shop.refresh": earlier.owner}, now=THREE)
+    row = key(cache_store, "row:shop.refresh")
+    flat = cache_store.server.call("HGETALL", row)
+    web1.release(earlier, now=THREE)
+    claim = web2.must_run(THREE, trigger="manual")
+    cache_store.server.call("HSET", row, *flat)
+    seem_restarted(cache_store)
+    assert web2.renew(claim, now=THREE + SECOND) == [True]
+    assert (web1.row().owner, web1.row().cancelled) == (claim.owner, False)
+    cache_store.server.call("HSET", row, "owner", "", "cancelled", str(int(1e15)))  # an older release left it so
+    web2.sync(THREE + SECOND)
+    again = web1.must_run(THREE + HOUR)
+    assert web1.renew(again, now=THREE + HOUR) == [True]
+
+
+# -- rows that are taken out ------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_a_server_that_comes_back_to_rows_that_were_deleted_registers_them_anew(
+    lock: RedisLock, notes: Notes, cache_store: CacheStore
+) -> None:
+    """Its version is known still; and that its runs are in the history is no sign of a loss."""
+    own = a_task("shop.clear", on_every_server=True)
+    server, other = (Server(lock, notes, own, name=name) for name in ("web1", "web2"))
+    for each in (server, other):
+        each.sync(THREE - MINUTE)
+    claim = server.must_run(THREE)
+    assert lock.forget(["shop.clear@web1", "shop.clear@web2", "shop.nowhere@web2"], now=THREE) == ["shop.clear@web2"]
+    assert lock.look(server.declared, now=THREE + SECOND).known is True
+    assert lock.look(other.declared, now=THREE + SECOND).known is False
+    known = {"shop.clear@web2": Before(last_due_at=THREE - HOUR)}
+    synced = other.lock.sync(other.declared, elsewhere=lambda names: known, now=THREE + SECOND)
+    assert (synced.registered, synced.lost, synced.trouble) == (("shop.clear@web2",), {}, "")
+    assert lock.look(other.declared, now=THREE + SECOND).known is True
+    assert other.row("shop.clear@web2").next_due_at == THREE + HOUR
+    assert other.run(THREE + HOUR) is not None
+    assert server.renew(claim, now=THREE + SECOND) == [True]
+    assert_indexed(cache_store)
+    cache_store.server.call("FLUSHALL")
+    synced = other.lock.sync(other.declared, elsewhere=lambda names: known, now=THREE + HOUR)
+    assert synced.lost == {"shop.clear@web2": THREE - HOUR}, "which is one here"
+
+
+@everywhere
+def test_a_loss_is_noticed_although_other_rows_are_deleted(
+    lock: RedisLock, notes: Notes, cache_store: CacheStore
+) -> None:
+    shop(lock, notes, a_task("a"), a_task("b"), a_task("c", on_every_server=True))
+    delete(cache_store, "row:a")
+    for index, command in (("due", "ZREM"), ("names", "SREM")):
+        cache_store.server.call(command, key(cache_store, index), "a")
+    assert lock.forget(["c@web1"], now=THREE) == ["c@web1"]
+    other = Server(lock, notes, a_task("a"), a_task("b"), name="web2")
+    assert lock.look(other.declared, now=THREE).known is False
+    known = {"a": Before(last_due_at=THREE - HOUR)}
+    synced = lock.sync(other.declared, elsewhere=lambda names: known, now=THREE)
+    assert synced.lost == {"a": THREE - HOUR}
+
+
+@everywhere
+def test_a_release_and_a_clean_up_put_no_piece_of_a_deleted_row_back(
+    lock: RedisLock, notes: Notes, cache_store: CacheStore
+) -> None:
+    server = shop(lock, notes, a_task("shop.x", overlap="allow", on_every_server=True, rerun=True))
+    first = server.must_run(THREE)
+    server.must_run(THREE + HOUR)
+    assert lock.forget(["shop.x@web1"], now=THREE + HOUR) == ["shop.x@web1"]
+    server.release(first, now=THREE + HOUR, outcome=FAILED, retry_in=SECOND)
+    server.reap(THREE + 2 * HOUR)
+    assert lock.pause(["shop.x@web1"], now=THREE + 2 * HOUR) == []
+    assert lock.resume(["shop.x@web1"], following=hourly, now=THREE + 2 * HOUR) == []
+    assert lock.want("shop.x@web1", now=THREE + 2 * HOUR) is None
+    assert lock.retire(["shop.x@web1"], now=THREE + 2 * HOUR) == []
+    assert cache_store.server.call("KEYS", key(cache_store, "row:*")) == []
+
+
+@everywhere
+def test_a_retired_row_comes_back_with_the_next_version_that_declares_it(
+    web1: Server, notes: Notes, cache_store: CacheStore
+) -> None:
+    web1.lock.want("shop.refresh", now=HALF_PAST_TWO)
+    fence = web1.row().fence
+    assert web1.lock.retire(["shop.refresh", "shop.nowhere"], now=HALF_PAST_TWO) == ["shop.refresh"]
+    assert web1.due(THREE + DAY) == []
+    newer = Server(web1.lock, notes, a_task(), a_task("shop.more"))
+    assert newer.sync(THREE + MINUTE) == (["shop.more"], ["shop.refresh"])
+    row = newer.row()
+    assert (row.next_due_at, row.wanted_at, row.fence) == (THREE + HOUR, None, fence)
+
+
+# -- a clock that was ahead, and was put right ------------------------------------------------------------------------
+
+
+@everywhere
+def test_two_who_set_a_row_right_at_once_mend_it_once(web1: Server, web2: Server) -> None:
+    """The slower one finds it mended, and a due time claimed meanwhile stays claimed."""
+    web1.release(web1.must_run(AHEAD), now=AHEAD)
+    done = []
+
+    def slow(name: str, after: datetime) -> datetime | None:
+        if not done:
+            done.append(web2.set_right(THREE - MINUTE))
+            done.append(web2.must_run(THREE))
+        return hourly(name, after)
+
+    reaches = {"shop.refresh": REACH}
+    assert web1.lock.set_right(reaches, following=slow, now=THREE - MINUTE) == []
+    assert done[0] == ["shop.refresh"]
+    assert (web1.row().last_due_at, web1.row().owner) == (THREE, done[1].owner)
+
+
+@everywhere
+def test_a_row_that_was_set_right_is_told_although_the_answer_was_lost(web1: Server, deaf: Callable[..., None]) -> None:
+    web1.release(web1.must_run(AHEAD), now=AHEAD)
+    deaf("set_right")
+    assert web1.set_right(THREE) == ["shop.refresh"]
+    assert web1.set_right(THREE) == []
+    assert web1.run(THREE + HOUR) is not None
+
+
+@everywhere
+def test_a_hold_of_a_clock_that_was_ahead_lasts_a_lease_from_now(
+    web1: Server, web2: Server, cache_store: CacheStore
+) -> None:
+    """As long as an owner that was lost may take to come back."""
+    delete(cache_store, "row:shop.refresh")
+    web1.sync(AHEAD)
+    assert web1.row().not_before == AHEAD + LEASE
+    back = THREE - 10 * MINUTE
+    assert web1.set_right(back) == ["shop.refresh"]
+    assert web1.row().not_before == back + LEASE
+    assert web1.set_right(back) == []
+    assert web2.run(THREE) is not None
+
+
+@everywhere
+def test_a_task_that_is_registered_after_a_restart_under_a_clock_that_was_ahead_is_not_held(
+    lock: RedisLock, web1: Server, notes: Notes, cache_store: CacheStore
+) -> None:
+    cache_store.server.call("HSET", key(cache_store, "state"), "run_id", "an older process of the server")
+    web1.sync(AHEAD)
+    back = THREE - 10 * MINUTE
+    web1.set_right(back)
+    other = Server(lock, notes, a_task("shop.new"))
+    other.sync(back + SECOND)
+    assert other.row("shop.new").not_before == back + LEASE
+    assert other.run(THREE) is not None
+
+
+@everywhere
+def test_to_set_right_takes_as_many_round_trips_for_many_tasks_as_for_few(
+    lock: RedisLock, notes: Notes, monitor: Monitor
+) -> None:
+    server = Server(lock, notes, *(a_task(f"t{i:03}") for i in range(500)))
+    server.sync(AHEAD)
+    monitor.commands()
+    assert len(server.lock.set_right(dict.fromkeys(server.declared.tasks, REACH), following=hourly, now=THREE)) == 500
+    assert monitor.commands() == ["EVALSHA"] * 4, "the time, the rows, what is right for them, and what is beside them"
+
+
+@on("django-redis")
+def test_a_holder_whose_due_time_comes_again_is_not_run_again_for_its_death(
+    lock: RedisLock, notes: Notes, cache_store: CacheStore
+) -> None:
+    """A second guard, beside that its due time is not the last one any more."""
+    server = shop(lock, notes, RERUN)
+    server.must_run(AHEAD)
+    assert field(cache_store, "row:shop.refresh", "rerun_up_to") != "0"
+    server.set_right(THREE)
+    assert field(cache_store, "row:shop.refresh", "rerun_up_to") == "0"

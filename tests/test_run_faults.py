@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from multiserver_schedule import faults
 from multiserver_schedule.run import kernel
 from multiserver_schedule.run.base import Margins, boot_time
 from multiserver_schedule.run.handle import ProcessRunner
 
 from . import run_support
+from .fleet.journal import A_MOMENT
 from .run_support import HEARTBEAT, LEASE, Drive, Keeper, is_running, notes, running, wait_for
 
 pytestmark = pytest.mark.skipif(not kernel.LINUX, reason="tells what Linux does")
@@ -127,6 +129,21 @@ def test_keeper_and_runner_both_stopped_cannot_let_a_run_outlive_its_lease(keepe
     assert last_tick() < it.until
 
 
+def test_a_runner_that_is_stopped_the_moment_it_has_forked_lets_no_run_outlive_its_lease(
+    keeper: Callable[[str], Keeper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the forks of a batch, too: seen in a drill, as runs at work long after their lease."""
+    monkeypatch.setenv(faults.VARIABLE, "after_fork=stop")
+    it = keeper("ignores-term")
+    it.wait(lambda: it.runner and is_stopped(it.runner) and it.until)
+    os.kill(it.pid, signal.SIGSTOP)
+    it.wait(lambda: is_stopped(it.pid) and notes("ticks"))
+    it.read()
+    assert wait_for(gone(it.runner)) < it.until
+    wait_for(lambda: boot_time() > it.until + 0.3)
+    assert last_tick() < it.until
+
+
 def test_all_stopped_for_longer_than_the_lease_never_resumes(keeper: Callable[[str], Keeper]) -> None:
     it = keeper("ignores-term")
     grandchild = it.grandchild()
@@ -211,7 +228,7 @@ def test_a_run_over_its_limit_is_ended_with_its_group_and_only_then_reported(nam
         outcome = drive.outcome(owner)
         assert (outcome.status, outcome.error) == ("timed_out", "ended: not finished 0.5 s after it began, its limit")
         assert not drive.ended[owner].told
-        assert 0.5 <= outcome.seconds < 0.5 + LEASE / 10 + 0.5
+        assert 0.5 <= outcome.seconds < 0.5 + LEASE / 10 + A_MOMENT
         assert gone(drive.pids[owner], *map(int, notes("grandchild")))()
         with pytest.raises(ProcessLookupError):
             os.killpg(drive.pids[owner], 0)
@@ -339,8 +356,8 @@ def test_closing_ends_what_still_runs_and_leaves_no_process() -> None:
     runner.report({"kind": "one"})
     runner.report({"kind": "two"})
     at = boot_time()
-    runner.close(5.0)
-    assert boot_time() - at < 2.0
+    runner.close(60.0)
+    assert boot_time() - at < A_MOMENT
     drive.go(lambda: owner in drive.ended)
     assert drive.ended[owner].outcome.status == "failed"
     assert notes("delivered") == ["one", "two"]

@@ -170,7 +170,7 @@ def test_a_report_that_hangs_holds_up_no_renewal() -> None:
         assert drive.outcome(owner).status == "succeeded"
         at = boot_time()
         runner.close(0.5)
-        assert boot_time() - at < 2.0
+        assert boot_time() - at < 10.0
 
 
 def test_a_console_that_nobody_reads_blocks_the_reporter_and_nobody_else() -> None:

@@ -1,7 +1,7 @@
 """
 DECLARE: from what a ``schedule.py`` says to the frozen tasks that everything else works with.
 
-    sources → draft → words (when, whether, across) → vocabulary     one declaration, as it is said
+    sources → draft → words (when, whether, across, around) → vocabulary     one declaration, as it is said
     registry                                                         all of them, module by module
     discovery                                                        finding the modules
     verification                                                     what declaring does not check

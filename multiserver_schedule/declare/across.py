@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from ..entries import EVERY_MISSED, Overlap
 from .words import Words, word
@@ -12,8 +12,9 @@ from .words import Words, word
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-OVERLAPS: Final = ("skip", "allow")
-WITH_SERVICE_MODE: Final = ("queue_one", "cancel_other")
+OVERLAPS: Final = ("skip", "allow", "queue_one", "cancel_other")
+ON_CRASH: Final = ("skip", "rerun")
+MOST_RETRIES: Final = 20
 
 
 class Coordination(Words):
@@ -40,17 +41,54 @@ class Coordination(Words):
 
     @word()
     def overlap(self, policy: Overlap) -> Self:
-        """Say what happens when it is due while it runs: ``"skip"`` that due time (the default) or ``"allow"`` both."""
-        if policy in WITH_SERVICE_MODE:
-            self._fail(f".overlap({policy!r}) comes with service mode", 'Until then write "skip" or "allow".')
-        if policy not in OVERLAPS:
-            close = difflib.get_close_matches(str(policy), OVERLAPS, n=1)
-            self._fail(
-                f".overlap({policy!r}) is not known", f"Write {close[0]!r}." if close else 'Write "skip" or "allow".'
-            )
+        """
+        Say what happens when it is due while it runs.
+
+        ``"skip"`` that due time (the default); ``"allow"`` both runs side by side; ``"queue_one"``: run once more when
+        the running one has ended, however many due times came meanwhile; ``"cancel_other"``: end the running one,
+        wherever it runs, then start.
+        """
+        self._one_of("overlap", policy, OVERLAPS)
         if policy == "allow":
             self._contradicts("overlap", "without_overlapping")
         self._draft.fields["overlap"] = policy
+        return self
+
+    @word()
+    def jitter(self, most: timedelta | None = None, /, *, seconds: float = 0, minutes: float = 0) -> Self:
+        """
+        Start each due time later by a part of this: always the same part for this name, on every server.
+
+        So that a hundred tasks of midnight do not start together. ``due_at`` and the history keep the due time itself.
+        """
+        self._draft.fields["jitter"] = self._duration("jitter", most, seconds=seconds, minutes=minutes)
+        return self
+
+    @word()
+    def retry(self, times: int, *, backoff: timedelta = timedelta(minutes=1)) -> Self:
+        """
+        Try a due time again, up to so many times, when its run failed or took longer than its limit.
+
+        ``backoff`` passes before the first further attempt, twice as long before each next one, a fifth more or less.
+        Whichever server is there makes it. The next due time goes first: an attempt that would come after it is not
+        made. The history has a row for each attempt.
+        """
+        if not isinstance(times, int) or isinstance(times, bool) or not 1 <= times <= MOST_RETRIES:
+            self._fail(f".retry({times!r}) is no number of attempts", f"Write a whole number from 1 to {MOST_RETRIES}.")
+        self._draft.fields["retries"] = times
+        self._draft.fields["backoff"] = self._duration("retry", backoff, unit="backoff")
+        return self
+
+    @word()
+    def on_crash(self, policy: Literal["skip", "rerun"]) -> Self:
+        """
+        Say what becomes of a due time whose server died while it ran, or was cut off from the lock.
+
+        ``"skip"`` (the default): the history says that it was abandoned, and the next due time is the next run.
+        ``"rerun"``: another server runs it again, as a further attempt, at most three times.
+        """
+        self._one_of("on_crash", policy, ON_CRASH)
+        self._draft.fields["rerun"] = policy == "rerun"
         return self
 
     @word()
@@ -109,3 +147,9 @@ class Coordination(Words):
         self._contradicts("no_catch_up", "catch_up")
         self._draft.fields["catch_up"] = "none"
         return self
+
+    def _one_of(self, name: str, given: object, known: tuple[str, ...]) -> None:
+        if given not in known:
+            close = difflib.get_close_matches(str(given), known, n=1)
+            choice = f"Write {close[0]!r}." if close else f"Write one of {', '.join(map(repr, known))}."
+            self._fail(f".{name}({given!r}) is not known", choice)

@@ -13,9 +13,12 @@ from django.apps import apps
 from django.conf import settings
 from django.utils.module_loading import module_has_submodule
 
+from .. import conf
 from .registry import Registry
 
 MODULE: Final = "schedule"
+OURS: Final[tuple[str, ...]] = ("multiserver_schedule.housekeeping",)
+"""Modules of this package that declare tasks, too, unless HOUSEKEEPING is False."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,9 @@ def discover(registry: Registry, *, collect: bool = False) -> Discovered:
             if not collect:
                 raise
             broken.append(Broken(module, error, "".join(traceback.format_exception(error))))
+    if conf.load().housekeeping:
+        for module in OURS:
+            import_module(module)
     if not collect:
         registry.complete_all()
     for module, wrong in registry.complete_each():

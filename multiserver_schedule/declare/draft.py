@@ -1,7 +1,7 @@
 """
 One declaration while it is being said: what was said so far, and the frozen ``ScheduledTask`` that it becomes.
 
-It knows no words: they are in ``when``, ``whether`` and ``across``, and each puts what it was told in here.
+It knows no words: they are in ``when``, ``whether``, ``across`` and ``around``, and each puts what it was told in here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..conf import Settings
 from ..cron import Cron, Every, Timetable, Window
 from ..entries import Kind, ScheduledTask
 from ..exceptions import DeclarationError
+from .groups import groups_of, said_with_groups
 from .sources import Source
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,190}")
@@ -37,6 +38,7 @@ class Draft:
         "day_fields",
         "fields",
         "frequency",
+        "groups",
         "interval",
         "kind",
         "kwargs",
@@ -65,6 +67,7 @@ class Draft:
         self.args = args
         self.kwargs = kwargs
         self.name = ""
+        self.groups = groups_of(source)
         self.complete = False
         """Its module has been imported: nothing more can be said."""
         self.said: list[str] = []
@@ -113,6 +116,15 @@ class Draft:
 
         Raises DeclarationError for what only the whole declaration shows: no frequency, contradictions, a bad cron.
         """
+        if not self.groups:
+            return self._task(label, settings)
+        try:
+            return said_with_groups(self)._task(label, settings)
+        except DeclarationError as error:
+            where = " and ".join(str(group.source) for group in self.groups)
+            raise DeclarationError(f"{error} (It is in the group of {where}.)") from error
+
+    def _task(self, label: str, settings: Settings) -> ScheduledTask:
         if self.target is None:
             self.fail("it decorates no function", "Write @schedule.task() and its words in the line above a function.")
         if not self.frequency:
@@ -201,6 +213,18 @@ class Draft:
             self.fail(
                 f"min_break={min_break} is not under its period, {gap}: due times would be lost",
                 "Make the break shorter, or leave it out.",
+            )
+        for word, field in (("jitter", "jitter"), ("retry", "backoff")):
+            given: timedelta | None = self.fields.get(field)
+            if given is not None and given >= (gap := timetable.shortest_gap()):
+                self.fail(
+                    f".{word}(): {given} is not under its period, {gap}: the next due time would be first",
+                    f"Make the {field} shorter.",
+                )
+        if self.fields.get("overlap") == "allow" and self.fields.get("rerun"):
+            self.fail(
+                '.on_crash("rerun") contradicts .overlap("allow"): its due times do not wait for one another',
+                "Keep one of them.",
             )
         if lease is not None and lease <= 2 * settings.heartbeat:
             self.fail(

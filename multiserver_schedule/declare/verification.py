@@ -34,6 +34,9 @@ def verify(task: ScheduledTask) -> list[str]:
     for each in task.filters:
         word = "when" if each.runs_if else "skip"
         problems += [f".{word}(): {problem}" for problem in _function(each.test, (), {})]
+    for hook in task.hooks:
+        word = hook.moment if hook.moment in ("before", "after") else f"on_{hook.moment}"
+        problems += [f".{word}(): {problem}" for problem in _function(hook.function, (), {}, offered=hook.offered)]
     try:
         task.timetable.check()
     except ValueError as error:
@@ -47,7 +50,10 @@ def _call(task: ScheduledTask) -> Iterator[str]:
     yield from _function(task.target, task.args, dict(task.kwargs))
 
 
-def _function(target: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
+def _function(
+    target: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any], *, offered: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Tell what is wrong with a function; ``offered`` are arguments of which it gets those that it names."""
     name = repr(target) if isinstance(target, str) else getattr(target, "__qualname__", repr(target))
     if isinstance(target, str):
         try:
@@ -66,10 +72,12 @@ def _function(target: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: d
             signature = inspect.signature(target)
         except (TypeError, ValueError):  # some built-in functions have none that can be read
             return
+        named = {each: None for each in offered if each in signature.parameters}
         try:
-            signature.bind(*args, **kwargs)
+            signature.bind(*args, **kwargs, **named)
         except TypeError as error:
-            yield f"{name} cannot be called so: {error}."
+            told = f" It is offered {', '.join(offered)} by name." if offered else ""
+            yield f"{name} cannot be called so: {error}.{told}"
 
 
 def _command(task: ScheduledTask) -> Iterator[str]:

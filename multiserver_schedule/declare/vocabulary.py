@@ -1,26 +1,29 @@
 """
 The vocabulary: what can be said of a task, and how a sentence starts.
 
-**To add a word**, go to the file of its heading, ``when``, ``whether`` or ``across`` (or make one, and add its class to
-``Declaration``): a method decorated with ``@word()`` that puts what it was told into ``self._draft.fields`` under the
-name of a field of ``ScheduledTask``, and returns ``self``. Whatever only the whole sentence can show goes to
-``Draft.finish``. Its row in ``tests/test_declare_vocabulary.py`` says what it gives.
+**To add a word**, go to the file of its heading, ``when``, ``whether``, ``across`` or ``around`` (or make one, and add
+its class to ``Declaration``): a method decorated with ``@word()`` that puts what it was told into
+``self._draft.fields`` under the name of a field of ``ScheduledTask``, and returns ``self``. Whatever only the whole
+sentence can show goes to ``Draft.finish``. Its row in ``tests/test_declare_vocabulary.py`` says what it gives.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ..entries import ScheduledTask
 from .across import Coordination
+from .around import Surroundings
 from .draft import NAME, NAME_RULE, Draft
+from .groups import Group, Saying
 from .registry import Registry
-from .sources import caller
+from .sources import Source, caller
 from .when import Restrictions
 from .whether import Conditions
-from .words import word
+from .words import WORDS, word
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 OURS: Final = "Call a function that puts it on the queue; schedule.enqueue is reserved for queues, and comes later."
 
 
-class Declaration(Restrictions, Conditions, Coordination):
+class Declaration(Restrictions, Conditions, Coordination, Surroundings):
     """
     One task as it is being declared: every method adds to it and returns it, in any order.
 
@@ -157,6 +160,21 @@ class Schedule:
         self._registry.declare(draft)
         return decorator
 
+    def group(self, **words: object) -> Group:
+        """
+        Say these words of all that is declared in a ``with`` block; what a declaration says itself goes before.
+
+        ``with schedule.group(timezone="UTC", weekdays=True, on_failure=notify):`` True is a word without arguments, a
+        tuple its arguments, a dict its arguments by their names, anything else its one argument. Groups nest: an inner
+        one goes before an outer one, and what may be repeated (hooks, pings, mails, conditions) adds up.
+        """
+        source = caller()
+        said = _InAGroup(source)
+        sayings = tuple(_saying(said, name, value) for name, value in words.items())
+        for saying in sayings:
+            saying.say(said)  # what is wrong with a word by itself is told here, once
+        return Group(source, sayings)
+
     def enqueue(self, *args: object, **kwargs: object) -> NoReturn:
         """Reserved for queues (tasks of ``django.tasks`` and Celery); raises DeclarationError until then."""
         Draft(caller(), "call", args[0] if args and callable(args[0]) else "enqueue").fail(
@@ -167,6 +185,35 @@ class Schedule:
     def _declare(self, draft: Draft) -> Declaration:
         self._registry.declare(draft)
         return Declaration(draft)
+
+
+class _InAGroup(Draft):
+    """Nobody's declaration, of which the words of a group are said to see whether they can be."""
+
+    __slots__ = ()
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, "call", None)
+
+    def __str__(self) -> str:
+        return "schedule.group()"
+
+
+def _saying(said: Draft, name: str, value: object) -> Saying:
+    known = WORDS.get(name)
+    if name == "name":
+        said.fail("a name is one task's", "Say .name() of each.")
+    if known is None:
+        close = difflib.get_close_matches(name, WORDS, n=1)
+        said.fail(
+            f"there is no word {name!r}",
+            f"Did you mean {close[0]!r}?" if close else "Write words of a declaration, as in timezone='UTC'.",
+        )
+    args: tuple[Any, ...] = () if value is True else value if isinstance(value, tuple) else (value,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(value, dict):
+        args, kwargs = (), value
+    return Saying(name, lambda draft: known.say(Declaration(draft), *args, **kwargs), known.is_frequency, known.repeats)
 
 
 def is_queue_task(target: object) -> bool:

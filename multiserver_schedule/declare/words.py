@@ -5,12 +5,27 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 from .draft import Draft
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of the vocabulary, for who says it of many declarations."""
+
+    say: Callable[..., Any]
+    """The method."""
+    is_frequency: bool
+    repeats: bool
+
+
+WORDS: Final[dict[str, Word]] = {}
+"""All of them, by their names."""
 
 
 def word(*, frequency: bool = False, repeats: bool = False, asks: bool = False) -> Callable[[Method], Method]:
@@ -47,6 +62,7 @@ def word(*, frequency: bool = False, repeats: bool = False, asks: bool = False) 
             except TypeError as error:
                 self._does_not_fit(method, args, kwargs, error)
 
+        WORDS[name] = Word(say, frequency, repeats)
         return cast(Method, say)
 
     return of

@@ -19,6 +19,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from ..entries import Claim, Cleanup, Occurrence, Row, ScheduledTask, Skip
 from ..entries import ReleasedClaim as ReleasedClaim
+from .ahead import Reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,8 @@ ClaimRecorder = Callable[[Sequence[Claim], datetime], None]
 SkipRecorder = Callable[[Sequence[Skip], datetime], None]
 ReleaseRecorder = Callable[[Sequence[tuple[ReleasedClaim, bool]], datetime], None]
 """Told of each release whether the lease still stood (True) or had been lost (False)."""
+Following = Callable[[str, datetime], datetime | None]
+"""The first due time of a row after a moment; None where there is none, or where nobody here knows."""
 CleanupRecorder = Callable[[Sequence[Cleanup]], Sequence[Cleanup]]
 """Returns the clean-ups that are recorded now, with the pk of what was written; one left out is tried again later."""
 
@@ -164,8 +167,11 @@ class BaseLock(ABC):
         ``slots`` is what the server may run at once, counted through the store over all its processes; None: no limit.
         Constant in statements (for each batch of parameters, on SQLite). Refused inside a transaction of the caller
         (UnsafeTransaction). A trigger "manual" or "backfill" claims without moving ``last_due_at``, and minds neither
-        break nor pause. What comes back may hold claims of an earlier call whose answer was lost: call it, with nothing
-        to claim if need be, after one that raised.
+        break nor pause; one that was ``requested`` claims only while the row's ``wanted_at`` is its due time, and
+        settles that. A retry (``is_retry``) claims only while the row owes that very attempt; it minds no break.
+
+        What comes back may hold claims of an earlier call whose answer was lost: call it, with nothing to claim if need
+        be, after one that raised.
         """
 
     @abstractmethod
@@ -174,17 +180,31 @@ class BaseLock(ABC):
 
     @abstractmethod
     def renew(self, claims: Sequence[Claim], *, now: datetime | None = None) -> set[str]:
-        """Put off the end of these leases; return the owners whose lease stands. One statement."""
+        """
+        Put off the end of these leases; return the owners whose lease stands. One statement.
+
+        One that was cancelled is left out, and its lease ends when it would have: its holder has until then to end the
+        run and release it.
+        """
 
     @abstractmethod
     def release(
         self, released: Sequence[ReleasedClaim], *, record: ReleaseRecorder, now: datetime | None = None
     ) -> list[bool]:
-        """Free what these claims hold, start their breaks, record them; tell for each whether its lease still stood."""
+        """
+        Free what these claims hold, start their breaks, record them; tell for each whether its lease still stood.
+
+        ``retry_in`` makes the row owe another attempt of the same due time, for whichever server comes then: only if no
+        newer due time has been claimed or given up, and none comes before.
+        """
 
     @abstractmethod
     def reap(self, *, server: str, record: CleanupRecorder, now: datetime | None = None) -> list[Cleanup]:
-        """Free every lease that has ended, whatever task it is of; return those that this call freed."""
+        """
+        Free every lease that has ended, whatever task it is of; return those that this call freed.
+
+        A row whose claim said ``rerun_up_to`` owes the next attempt at once, unless a newer due time has come.
+        """
 
     @abstractmethod
     def free(
@@ -202,6 +222,71 @@ class BaseLock(ABC):
         With ``owner``, only if that is who holds it.
         """
 
+    # -- what people ask for ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def pause(self, names: Sequence[str] | None, *, reason: str = "", now: datetime | None = None) -> list[str]:
+        """
+        Let nobody claim or skip due times of these rows; of any row, for None. What runs goes on.
+
+        Return the names of the rows that are there; [] for everything. What is paused already keeps its time, and takes
+        the new reason.
+        """
+
+    @abstractmethod
+    def resume(self, names: Sequence[str] | None, *, following: Following, now: datetime | None = None) -> list[str]:
+        """
+        Undo ``pause`` of these rows, or of everything (then single rows that are paused stay so).
+
+        What was due meanwhile counts as done: ``last_due_at`` rises to now, and ``following`` gives the next hint. What
+        is owed (a retry) is dropped. Return the names of the rows that were paused; [] where everything was not.
+        """
+
+    @abstractmethod
+    def interrupt(self, *, now: datetime | None = None) -> None:
+        """Ask every service and every pass that has begun to end: each look tells since when."""
+
+    @abstractmethod
+    def want(self, name: str, *, now: datetime | None = None) -> datetime | None:
+        """
+        Ask for a run of this row by whichever server looks next; its schedule does not notice.
+
+        Return the moment that is its due time, the earlier one where it is asked for already; None where there is no
+        such row, or it is paused, given away, or has not quite arrived from another store.
+        """
+
+    @abstractmethod
+    def cancel(self, owners: Mapping[str, str], *, now: datetime | None = None) -> list[str]:
+        """Ask these holders, row name to owner, to end their runs; return the names of those that hold them still."""
+
+    @abstractmethod
+    def retire(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        """
+        Take these rows out of every look, until a version that declares them is synced; their fences stay.
+
+        Only rows that nobody holds. Return their names.
+        """
+
+    @abstractmethod
+    def forget(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        """Delete these rows of single servers (``task@server``), as far as nobody holds them; return their names."""
+
+    @abstractmethod
+    def set_right(
+        self, reaches: Mapping[str, Reach], *, following: Following, now: datetime | None = None
+    ) -> list[str]:
+        """
+        Bring down what a clock that was ahead, and was corrected, has left in these rows (``locks.ahead``).
+
+        What lies within its reach is untouched, and so is every fence. A lease stays: a holder that lives renews it,
+        and of one that does not, ``free`` is the end; only runs that may overlap, which ``free`` does not know, end a
+        lease from now unless they are renewed. What is kept for all rows (an interrupt, when a version was seen, the
+        slots of servers) is brought down, too. Constant in statements (for each batch). Return the names of the rows
+        that this call has changed.
+        """
+
+    # -- from store to store ------------------------------------------------------------------------------------------
+
     @abstractmethod
     def leave(self, names: Sequence[str], *, to: str, now: datetime | None = None) -> list[Row]:
         """
@@ -213,6 +298,9 @@ class BaseLock(ABC):
     @abstractmethod
     def arrive(self, names: Sequence[str], *, now: datetime | None = None) -> None:
         """Let these rows be claimed here: what ran in the store that they came from has ended."""
+
+    def bound(self, limit: timedelta) -> None:  # noqa: B027 - where a call is one step, nobody can be frozen inside it
+        """Have the store itself break off a change of ours of which it has heard nothing for so long."""
 
     @property
     def is_calling(self) -> bool:

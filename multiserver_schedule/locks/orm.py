@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import (
     DEFAULT_DB_ALIAS,
     DatabaseError,
     InterfaceError,
-    NotSupportedError,
     OperationalError,
     connections,
     transaction,
@@ -33,10 +32,10 @@ from django.db.models import (
     DateTimeField,
     Exists,
     F,
-    Func,
+    Field,
     IntegerField,
-    Max,
     Model,
+    PositiveIntegerField,
     Q,
     QuerySet,
     Value,
@@ -45,10 +44,11 @@ from django.db.models import (
 from django.db.models.functions import Cast, Coalesce, Concat, LPad
 from django.db.models.lookups import LessThanOrEqual
 
-from ..database import Line, is_conflict
+from ..database import Line, UTCNow, clock_of, is_conflict
 from ..entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, ScheduledTask, Skip
 from ..exceptions import StoreTimeout, UnsafeTransaction
 from ..models import ScheduledLock, ScheduledRun, ScheduleState
+from .ahead import Reach, set_right
 from .base import (
     BaseLock,
     Before,
@@ -56,6 +56,7 @@ from .base import (
     CleanupRecorder,
     Declarations,
     Elsewhere,
+    Following,
     Look,
     ReleaseRecorder,
     SkipRecorder,
@@ -72,29 +73,6 @@ PARAMS_PER_CLAIM: Final = 14
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Model)
-
-
-class UTCNow(Func):
-    """
-    The database's clock in UTC, the same throughout a statement.
-
-    Django's ``Now()`` is local time on MySQL unless the session's zone is UTC.
-    """
-
-    output_field = DateTimeField()
-
-    def as_sql(self, compiler: Any, connection: BaseDatabaseWrapper, *args: Any, **context: Any) -> Any:
-        raise NotSupportedError(f"multiserver_schedule does not know how {connection.vendor} tells UTC time.")
-
-    def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
-        return super().as_sql(compiler, connection, template="STATEMENT_TIMESTAMP()", **context)
-
-    def as_mysql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
-        return super().as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
-
-    def as_sqlite(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
-        template = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
-        return super().as_sql(compiler, connection, template=template, **context)
 
 
 class _Given(Value):
@@ -148,6 +126,9 @@ class _Held:
     not_before: datetime
     moved_to: str
     moved_from: str
+    attempt: int
+    retry_at: datetime | None
+    wanted_at: datetime | None
     paused: bool
     now: datetime
 
@@ -158,6 +139,30 @@ class _NoSuchState(Exception):
 
 class _Raced(Exception):
     """A row changed although it was locked: the transaction starts anew."""
+
+
+class _Prepared:
+    """
+    A query that is asked again and again, put into SQL once.
+
+    Of a look at an idle store, two thirds were spent on building the same statement anew.
+    """
+
+    def __init__(self, query: QuerySet[Any, Any], using: str) -> None:
+        self._compiler = query.query.get_compiler(using)
+        self._using = using
+        sql = self._compiler.as_sql()
+        # All else of the compiler, the conversion of what comes back above all, stays Django's.
+        self._compiler.as_sql = lambda *args, **options: sql
+
+    @property
+    def is_current(self) -> bool:
+        """Is it for the connection that this thread has now?"""
+        return self._compiler.connection is connections[self._using]
+
+    def rows(self) -> Iterable[Any]:
+        """Ask, and return the rows."""
+        return cast("Iterable[Any]", self._compiler.results_iter(tuple_expected=True))
 
 
 def owner_of(stamp: str, pk: int) -> str:
@@ -182,6 +187,9 @@ class ORMLock(BaseLock):
         self.using = options.get("using", DEFAULT_DB_ALIAS)
         self._line = Line(self.using)
         self._pending: list[_Pending] = []
+        self._looks: dict[tuple[timedelta, str], _Prepared] = {}
+        self._limit: timedelta | None = None
+        self._bounded: Any = None
 
     # -- what a pass asks ---------------------------------------------------------------------------------------------
 
@@ -190,43 +198,37 @@ class ORMLock(BaseLock):
         return self._call(lambda: self._look(declared, ahead, clock))
 
     def _look(self, declared: Declarations, ahead: timedelta, clock: _Clock) -> Look:
-        states = list(self._states(declared).annotate(now=clock.now))
-        if not states:
-            # An empty table answers nothing, not even the time; whatever has expired waits for the look after the sync.
-            return Look(now=self._now(clock), known=False)
-        now = _noted(states[0])
+        """Read everything in one statement: the state, the rows with something to do, and what there is to reap."""
+        asked = (ahead, declared.server)
+        if clock.given is not None:
+            found = _Prepared(self._to_look_at(declared, ahead, clock), self.using)
+        elif asked in self._looks and self._looks[asked].is_current:
+            found = self._looks[asked]
+        else:
+            found = self._looks[asked] = _Prepared(self._to_look_at(declared, ahead, clock), self.using)
+        rows: list[Row] = []
+        states: list[ScheduleState] = []
+        expired = False
+        now: datetime | None = None
+        for kind, at, *values in found.rows():
+            now = at
+            if kind == _ENDED:
+                expired = True
+            elif kind == _DUE:
+                rows.append(_row(dict(zip(_LOOK, values, strict=True)) | {"paused_at": None, "paused_reason": ""}))
+            else:
+                given = dict(zip(_LOOK, values, strict=True))
+                states.append(ScheduleState(**{field: given[column] for column, field in _OF_STATE.items()}))
+        if now is None:
+            # Nothing answers nothing, not even the time.
+            now = self._now(clock)
         project = next((state for state in states if state.key == ScheduleState.PROJECT), None)
         paused = project is not None and project.paused_at is not None
         known, stale = is_known(declared, states, now)
-        columns = [field for field in _ROW if field != "paused_at"]
-        mine = ~Q(task__contains="@") | Q(task__endswith=f"@{declared.server}")
-        due = self._locks().filter(mine, next_due_at__lte=clock.after(ahead), paused_at=None, moved_to="")
-        ended = self._locks().filter(expires_at__lte=clock.now)
-        # A run has other columns; any of the right kind do, since these rows only say that there is something to reap.
-        ended_runs = self._runs().filter(expires_at__lte=clock.now)
-        times = {field: F("due_at") for field in columns if field.endswith("_at") or field in _OTHER_TIMES}
-        found = (
-            due.annotate(kind=Value(0, IntegerField()))
-            .values_list("kind", *columns)
-            .union(
-                ended.annotate(kind=Value(1, IntegerField())).values_list("kind", *columns),
-                ended_runs.values_list(
-                    Value(1, IntegerField()), *(times.get(field, F(_OF_RUN.get(field, field))) for field in columns)
-                ),
-                all=True,
-            )
-        )
-        rows: list[Row] = []
-        expired = False
-        for kind, *values in found:
-            if kind:
-                expired = True
-            else:
-                rows.append(_row(dict(zip(columns, values, strict=True)) | {"paused_at": None}))
         if stale:
             self._state().filter(key__in=stale, seen_at__lte=clock.after(-SEEN_EVERY)).update(seen_at=clock.now)
         # Of equal due times the one that rested longest: by pk, the last of many tasks would hardly get a slot.
-        rows.sort(key=lambda row: (row.next_due_at or now, row.not_before, row.pk))
+        rows.sort(key=lambda row: (row.wanted_from or now, row.not_before, row.pk))
         return Look(
             now=now,
             known=known,
@@ -235,6 +237,28 @@ class ORMLock(BaseLock):
             due=() if paused else tuple(rows),
             expired=expired,
         )
+
+    def _to_look_at(self, declared: Declarations, ahead: timedelta, clock: _Clock) -> QuerySet[Any, Any]:
+        mine = ~Q(task__contains="@") | Q(task__endswith=f"@{declared.server}")
+        soon = clock.after(ahead)
+        wanted = Q(next_due_at__lte=soon) | Q(retry_at__lte=soon) | Q(wanted_at__lte=soon)
+        due = self._locks().filter(mine, wanted, paused_at=None, moved_to="")
+        # These have other columns; of what has ended any of the right kind do, since it only says that there is some.
+        found: QuerySet[Any, Any] = (
+            due.annotate(kind=Value(_DUE, IntegerField()), at=clock.now)
+            .values_list("kind", "at", *_LOOK)
+            .union(
+                self._states(declared).values_list(Value(_STATE, IntegerField()), clock.now, *_as_look(_OF_STATE)),
+                self._locks()
+                .filter(expires_at__lte=clock.now)
+                .values_list(Value(_ENDED, IntegerField()), clock.now, *_LOOK),
+                self._runs()
+                .filter(expires_at__lte=clock.now)
+                .values_list(Value(_ENDED, IntegerField()), clock.now, *_as_look(_OF_RUN)),
+                all=True,
+            )
+        )
+        return found
 
     def clock(self) -> datetime:
         return self._call(lambda: self._now(_Clock(None)))
@@ -411,23 +435,18 @@ class ORMLock(BaseLock):
                 continue
             if row.owner is not None and not occurrence.may_overlap:
                 continue
-            if occurrence.is_by_hand or (
-                row.last_due_at < occurrence.due_at <= row.now
-                and row.not_before <= row.now
-                and not row.paused
-                and row.fingerprint == occurrence.task.fingerprint
-            ):
+            if _is_open(occurrence, row):
                 startable.append(occurrence)
         return startable
 
     def _take(self, occurrences: Sequence[Occurrence], sent: _Pending, clock: _Clock) -> list[Claim]:
         if not occurrences:
             return []
-        for by_hand in (False, True):
-            for may_overlap in (False, True):
-                group = [o for o in occurrences if o.is_by_hand == by_hand and o.may_overlap == may_overlap]
-                if group:
-                    self._update_taken(group, sent, clock, by_hand=by_hand, may_overlap=may_overlap)
+        groups: dict[tuple[bool, ...], list[Occurrence]] = {}
+        for o in occurrences:
+            groups.setdefault((o.is_by_hand, o.requested, o.is_retry, o.may_overlap), []).append(o)
+        for group in groups.values():
+            self._update_taken(group, sent, clock)
         fields = ("pk", "fence", "acquired_at", "expires_at", "finish_by", "now")
         won = self._locks().filter(pk__in=[o.pk for o in occurrences], stamp=sent.stamp).annotate(now=clock.now)
         found = {pk: values for pk, *values in won.values_list(*fields)}
@@ -452,17 +471,37 @@ class ORMLock(BaseLock):
             )
         return claims
 
-    def _update_taken(
-        self, group: Sequence[Occurrence], sent: _Pending, clock: _Clock, *, by_hand: bool, may_overlap: bool
-    ) -> None:
+    def _update_taken(self, group: Sequence[Occurrence], sent: _Pending, clock: _Clock) -> None:
+        """Take these rows, whose occurrences are all of one kind."""
+        kind = group[0]
         rows = self._locks().filter(pk__in=[o.pk for o in group])
-        values: dict[str, Any] = {"stamp": sent.stamp, "fence": F("fence") + 1}
-        if by_hand:
+        values: dict[str, Any] = {
+            "stamp": sent.stamp,
+            "fence": F("fence") + 1,
+            "rerun_up_to": _each({o.pk: o.rerun_up_to for o in group}, Value, output=PositiveIntegerField()),
+            "cancelled_at": None,
+        }
+        if kind.is_retry:
+            rows = self._unpaused(rows, group).filter(
+                last_due_at=_due(group),
+                retry_at__lte=clock.now,
+                attempt=_each({o.pk: o.attempt for o in group}, Value, output=PositiveIntegerField()),
+            )
+            values["retry_at"] = None
+        elif kind.requested:
+            rows = self._unpaused(rows).filter(wanted_at=_due(group))
+            values["wanted_at"] = None
+        elif kind.is_by_hand:
             rows = rows.filter(**_HERE)
         else:
             rows = self._open(rows, group, clock).filter(not_before__lte=clock.now)
-            values |= _moved_on(group)
-        if not may_overlap:
+            triggers = {o.pk: o.trigger for o in group}
+            values |= _moved_on(group) | {
+                "attempt": 1,
+                "trigger": _each(triggers, Value, output=CharField()),
+                "retry_at": None,
+            }
+        if not kind.may_overlap:
             rows = rows.filter(owner=None)
             values |= {
                 "owner": Concat(
@@ -544,7 +583,7 @@ class ORMLock(BaseLock):
                         standing = standing.filter(
                             owner__isnull=False, expires_at__gt=clock.now, renewed_at__gte=_due(group)
                         )
-                    standing.update(stamp=stamp, **_moved_on(group))
+                    standing.update(stamp=stamp, **_moved_on(group), **_NOTHING_OWED)
                 moved = set(self._locks().filter(pk__in=list(rows), stamp=stamp).values_list("pk", flat=True))
                 for skip in batch:
                     if skip.occurrence.pk in moved:
@@ -572,6 +611,7 @@ class ORMLock(BaseLock):
             if plain:
                 owners = [claim.owner for claim in plain]
                 rows = self._locks().filter(pk__in=[c.occurrence.pk for c in plain], owner__in=owners)
+                rows = rows.filter(cancelled_at=None)
                 expires_at = _each({c.occurrence.pk: c.occurrence.lease for c in plain}, clock.after)
                 hit = rows.update(renewed_at=clock.now, expires_at=expires_at)
                 stand |= set(owners if hit == len(plain) else rows.values_list("owner", flat=True))
@@ -606,7 +646,7 @@ class ORMLock(BaseLock):
                     before |= already
                 overlapping = [item for item in batch if item.claim.occurrence.may_overlap]
                 if overlapping:
-                    ours, already = self._release_runs(overlapping)
+                    ours, already = self._release_runs(overlapping, clock)
                     stood |= ours
                     before |= already
             told = [(item, item.claim.owner in stood) for item in released if item.claim.owner not in before]
@@ -619,6 +659,7 @@ class ORMLock(BaseLock):
         stamp = str(uuid.uuid4())
         pks = [item.claim.occurrence.pk for item in items]
         breaks = {item.claim.occurrence.pk: item.min_break if item.outcome.started else None for item in items}
+        owed = self._owed([item for item in items if item.retry_in is not None], clock)
         hit = (
             self._locks()
             .filter(
@@ -629,6 +670,7 @@ class ORMLock(BaseLock):
             .update(
                 stamp=stamp,
                 not_before=_each(breaks, lambda rest: F("not_before") if rest is None else clock.after(rest)),
+                **owed,
                 **_FREE,
             )
         )
@@ -647,7 +689,7 @@ class ORMLock(BaseLock):
                 already.add(item.claim.owner)
         return ours, already
 
-    def _release_runs(self, items: Sequence[ReleasedClaim]) -> tuple[set[str], set[str]]:
+    def _release_runs(self, items: Sequence[ReleasedClaim], clock: _Clock) -> tuple[set[str], set[str]]:
         owners = [item.claim.owner for item in items]
         runs = self._of([item.claim.occurrence for item in items], owners)
         found = dict(self._lock_rows(runs, skip_locked=False).values_list("owner", "status"))
@@ -655,7 +697,27 @@ class ORMLock(BaseLock):
         ours = {owner for owner, status in found.items() if status == "running"}
         already = {owner for owner, status in found.items() if owner not in ours and status not in gone}
         runs.filter(owner__in=list(ours)).update(expires_at=None)
+        again = [item for item in items if item.retry_in is not None and item.claim.owner in ours]
+        if again:
+            pks = [item.claim.occurrence.pk for item in again]
+            self._locks().filter(pk__in=pks).update(**self._owed(again, clock))
         return ours, already
+
+    def _owed(self, items: Sequence[ReleasedClaim], clock: _Clock) -> dict[str, Any]:
+        """Return what makes these rows owe another attempt: not where a newer due time has come, or comes before."""
+        retry_at, attempt = [], []
+        for item in items:
+            o, wait = item.claim.occurrence, item.retry_in or timedelta(0)
+            is_last = Q(pk=o.pk, last_due_at=o.due_at) & (Q(next_due_at=None) | Q(next_due_at__gt=clock.after(wait)))
+            retry_at.append(When(is_last, then=clock.after(wait)))
+            attempt.append(When(is_last, then=Value(o.attempt + 1)))
+        if not items:
+            return {}
+        return {
+            # MySQL sets the columns in this order, and none of them is asked for by the next.
+            "retry_at": Case(*retry_at, default=F("retry_at"), output_field=DateTimeField()),
+            "attempt": Case(*attempt, default=F("attempt"), output_field=PositiveIntegerField()),
+        }
 
     # -- reap ---------------------------------------------------------------------------------------------------------
 
@@ -681,7 +743,7 @@ class ORMLock(BaseLock):
             hit = (
                 self._locks()
                 .filter(pk__in=pks, owner__isnull=False, expires_at__lte=clock.now)
-                .update(fence=F("fence") + 1, **_FREE)
+                .update(fence=F("fence") + 1, **self._rerun(clock), **_FREE)
             )
             hit += (
                 self._runs().filter(pk__in=[run.pk for run in runs], expires_at__lte=clock.now).update(expires_at=None)
@@ -706,6 +768,17 @@ class ORMLock(BaseLock):
                 for run in runs
             ]
             return list(record(cleanups))
+
+    def _rerun(self, clock: _Clock) -> dict[str, Any]:
+        """Return what makes a row whose server died owe the next attempt, where its claim said so."""
+        again = Q(rerun_up_to__gt=F("attempt")) & (Q(next_due_at=None) | Q(next_due_at__gt=clock.now))
+        return {
+            # In this order: MySQL sets one column after the other, and the first asks for the second as it was.
+            "retry_at": Case(When(again, then=clock.now), default=F("retry_at"), output_field=DateTimeField()),
+            "attempt": Case(
+                When(again, then=F("attempt") + 1), default=F("attempt"), output_field=PositiveIntegerField()
+            ),
+        }
 
     def _due_of(self, locks: Sequence[ScheduledLock]) -> dict[str, datetime]:
         """Map each owner to the due time that it runs."""
@@ -739,10 +812,165 @@ class ORMLock(BaseLock):
             if not locks:
                 return None
             lock = locks[0]
-            if not self._locks().filter(pk=lock.pk, owner=lock.owner).update(fence=F("fence") + 1, **_FREE):
+            if (
+                not self._locks()
+                .filter(pk=lock.pk, owner=lock.owner)
+                .update(fence=F("fence") + 1, rerun_up_to=0, **_FREE)
+            ):
                 raise _Raced
             cleanup = replace(_cleanup(lock, self._due_of(locks), server), reason="released_by_hand")
             return next(iter(record([cleanup])), cleanup)
+
+    # -- what people ask for ------------------------------------------------------------------------------------------
+
+    def pause(self, names: Sequence[str] | None, *, reason: str = "", now: datetime | None = None) -> list[str]:
+        clock = _Clock(now)
+        values = {"paused_at": Coalesce("paused_at", clock.now), "paused_reason": reason[:255]}
+        if names is None:
+            self._call(lambda: self._note(**values))
+            return []
+        return self._steer(names, lambda rows: rows.update(**values))
+
+    def resume(self, names: Sequence[str] | None, *, following: Following, now: datetime | None = None) -> list[str]:
+        clock = _Clock(now)
+        return self._call(lambda: self._resume(names, following, clock))
+
+    def _resume(self, names: Sequence[str] | None, following: Following, clock: _Clock) -> list[str]:
+        resumed: list[str] = []
+        with self._transaction(write_first=True):
+            if names is None:
+                if (
+                    not self._state()
+                    .filter(key=ScheduleState.PROJECT, paused_at__isnull=False)
+                    .update(paused_at=None, paused_reason="")
+                ):
+                    return []
+                # Of a row that another store has by now, that store says what has become of it.
+                wanted = self._locks().filter(moved_to="")
+                found = list(wanted.order_by("pk").values_list("pk", flat=True))
+            else:
+                wanted = self._locks().filter(paused_at__isnull=False)
+                found = list(wanted.filter(task__in=names).order_by("pk").values_list("pk", flat=True))
+            for pks in _batches(found, min(500, self._batch_size())):
+                locks = list(self._lock_rows(wanted.filter(pk__in=pks), skip_locked=False).annotate(now=clock.now))
+                for lock in locks:
+                    at = _noted(lock)
+                    lock.last_due_at = max(lock.last_due_at, at)
+                    lock.next_due_at = following(lock.task, lock.last_due_at) or lock.next_due_at
+                    lock.retry_at, lock.rerun_up_to = None, 0
+                    if names is not None:
+                        lock.paused_at, lock.paused_reason = None, ""
+                        resumed.append(lock.task)
+                    elif lock.paused_at is None:
+                        resumed.append(lock.task)
+                self._locks().bulk_update(locks, _RESUMED, batch_size=self._batch_size())
+        return resumed
+
+    def interrupt(self, *, now: datetime | None = None) -> None:
+        clock = _Clock(now)
+        self._call(lambda: self._note(interrupted_at=clock.now))
+
+    def want(self, name: str, *, now: datetime | None = None) -> datetime | None:
+        clock = _Clock(now)
+
+        def work() -> datetime | None:
+            rows = self._unpaused(self._locks().filter(task=name))
+            # As a parameter, as the claim will compare it: by its own clock SQLite writes the same moment otherwise.
+            at = Value(self._now(clock), output_field=DateTimeField())
+            rows.update(wanted_at=Coalesce("wanted_at", at))
+            wanted: datetime | None = rows.values_list("wanted_at", flat=True).first()
+            return wanted
+
+        return self._call(work)
+
+    def cancel(self, owners: Mapping[str, str], *, now: datetime | None = None) -> list[str]:
+        clock = _Clock(now)
+        # Of a row and an owner that is not its own nothing hits: the owners are nobody else's.
+        of_these = Q(owner__in=sorted(owners.values()))
+        return self._steer(
+            sorted(owners), lambda rows: rows.update(cancelled_at=Coalesce("cancelled_at", clock.now)), of_these
+        )
+
+    def retire(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        values = {"next_due_at": None, "wanted_at": None, **_NOTHING_OWED}
+        return self._steer(names, lambda rows: rows.update(**values), Q(owner=None))
+
+    def forget(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        def delete(rows: QuerySet[ScheduledLock]) -> None:
+            servers = {name.partition("@")[2] for name in rows.values_list("task", flat=True)}
+            rows.delete()
+            # One that comes back with what it declared before is to register it again.
+            self._state().filter(scope__in=servers).exclude(scope="").delete()
+
+        return self._steer(names, delete, Q(owner=None, task__contains="@"))
+
+    def _steer(
+        self, names: Sequence[str], change: Callable[[QuerySet[ScheduledLock]], Any], only: Q | None = None
+    ) -> list[str]:
+        """Change these rows, and return the names of those that were there for it."""
+
+        def work(batch: Sequence[str]) -> list[str]:
+            with self._transaction(write_first=True):
+                rows = self._locks().filter(only or Q(), task__in=batch)
+                found = {lock.pk: lock.task for lock in self._lock_rows(rows, skip_locked=False)}
+                change(self._locks().filter(only or Q(), pk__in=list(found)))
+                return list(found.values())
+
+        done: list[str] = []
+        for batch in _batches(sorted(set(names)), min(500, self._batch_size())):
+            done += self._call(lambda batch=batch: work(batch))  # type: ignore[misc]
+        return done
+
+    def _note(self, **values: Any) -> None:
+        """Write what holds for all tasks."""
+        with self._transaction():
+            self._touch(ScheduleState.PROJECT, **values)
+
+    def set_right(
+        self, reaches: Mapping[str, Reach], *, following: Following, now: datetime | None = None
+    ) -> list[str]:
+        clock = _Clock(now)
+        changed: list[str] = []
+        for batch in _batches(sorted(reaches), min(500, self._batch_size())):
+            changed += self._call(lambda batch=batch: self._set_right(batch, reaches, following, clock))  # type: ignore[misc]
+        if reaches:
+            self._call(lambda: self._set_state_right(max(reach.far for reach in reaches.values()), clock))
+        return changed
+
+    def _set_right(
+        self, names: Sequence[str], reaches: Mapping[str, Reach], following: Following, clock: _Clock
+    ) -> list[str]:
+        far = [reaches[name].far for name in names]
+        suspect = Q()
+        for field in _MAY_LIE_AHEAD:
+            suspect |= Q(**{f"{field}__gt": clock.after(min(far))})
+        changed: list[ScheduledLock] = []
+        with self._transaction(write_first=True):
+            rows = self._lock_rows(self._locks().filter(suspect, task__in=names), skip_locked=False)
+            for lock in rows.annotate(now=clock.now):
+                row = _row({field: getattr(lock, field) for field in _ROW})
+                right = set_right(row, reaches[row.task], _noted(lock), following)
+                if right is row:
+                    continue
+                if right.last_due_at != row.last_due_at:
+                    # What runs is not of the last due time any more: should its server die, nothing is owed.
+                    lock.rerun_up_to = 0
+                for field in _SET_RIGHT:
+                    setattr(lock, field, getattr(right, field))
+                changed.append(lock)
+            self._locks().bulk_update(changed, [*_SET_RIGHT, "rerun_up_to"], batch_size=self._batch_size())
+            # These have no row of their own, and do not say when they were renewed: who lives does so within a lease.
+            runs = self._runs().filter(task__in=names, status="running", expires_at__gt=clock.after(max(far)))
+            found = dict(self._lock_rows(runs, skip_locked=False).values_list("pk", "task"))
+            if found:
+                lease = max(reaches[name].lease for name in names)
+                self._runs().filter(pk__in=list(found)).update(expires_at=clock.after(lease))
+        return sorted({lock.task for lock in changed} | set(found.values()))
+
+    def _set_state_right(self, far: timedelta, clock: _Clock) -> None:
+        """Have versions that were seen then be gone in time, and no service end because of an interrupt to come."""
+        for field in ("seen_at", "interrupted_at"):
+            self._state().filter(**{f"{field}__gt": clock.after(far)}).update(**{field: clock.now})
 
     # -- from store to store ------------------------------------------------------------------------------------------
 
@@ -799,6 +1027,8 @@ class ORMLock(BaseLock):
                     )
                 while True:
                     self._line.ready()
+                    if self._limit is not None and connection.connection is not self._bounded:
+                        self._bound(connection, self._limit)
                     try:
                         if missing:
                             # In a statement of its own: inside the transaction, two servers would deadlock on MySQL.
@@ -825,6 +1055,28 @@ class ORMLock(BaseLock):
                 if self._line.was_cut:
                     raise StoreTimeout(f"A call to the database {self.using!r} hung, and was cut.") from error
                 raise
+
+    def bound(self, limit: timedelta) -> None:
+        """
+        Have the database end our session where a transaction of it stands still for so long.
+
+        What a server has locked when it is frozen in mid-claim is passed over by all others until then. SQLite and
+        MySQL have no such limit.
+        """
+        self._limit = limit
+
+    def _bound(self, connection: BaseDatabaseWrapper, limit: timedelta) -> None:
+        """Set the limit, once for each session."""
+        self._bounded = connection.connection
+        seconds = max(1, round(limit.total_seconds()))
+        said = None
+        if connection.vendor == "postgresql":
+            said = f"SET idle_in_transaction_session_timeout = '{seconds}s'"
+        elif getattr(connection, "mysql_is_mariadb", False):
+            said = f"SET SESSION idle_transaction_timeout = {seconds}"
+        if said is not None:
+            with connection.cursor() as cursor:
+                cursor.execute(said)
 
     @contextmanager
     def _transaction(self, *, write_first: bool = False) -> Iterator[None]:
@@ -880,15 +1132,18 @@ class ORMLock(BaseLock):
     ) -> QuerySet[ScheduledLock]:
         """Narrow ``rows`` down to those whose due time is still open, under this schedule, with nothing paused."""
         due = _due(group)
-        # The fingerprint has the task's name in it: one of the group is the row's own or none.
-        rows = rows.filter(
-            LessThanOrEqual(due, clock.now),
-            ~Exists(self._state().filter(key=ScheduleState.PROJECT, paused_at__isnull=False)),
-            last_due_at__lt=due,
-            paused_at=None,
-            fingerprint__in={o.task.fingerprint for o in group},
-            **_HERE,
-        )
+        rows = self._unpaused(rows, group).filter(LessThanOrEqual(due, clock.now), last_due_at__lt=due)
+        return rows
+
+    def _unpaused(
+        self, rows: QuerySet[ScheduledLock], group: Sequence[Occurrence] | None = None
+    ) -> QuerySet[ScheduledLock]:
+        """Narrow ``rows`` down to those that are here and not paused, and whose schedule is that of ``group``."""
+        everything = self._state().filter(key=ScheduleState.PROJECT, paused_at__isnull=False)
+        rows = rows.filter(~Exists(everything), paused_at=None, **_HERE)
+        if group is not None:
+            # The fingerprint has the task's name in it: one of the group is the row's own or none.
+            rows = rows.filter(fingerprint__in={o.task.fingerprint for o in group})
         return rows
 
     def _of(self, occurrences: Sequence[Occurrence], owners: Sequence[str]) -> QuerySet[ScheduledRun]:
@@ -901,9 +1156,7 @@ class ORMLock(BaseLock):
     def _now(self, clock: _Clock) -> datetime:
         if clock.given is not None:
             return clock.given
-        # An aggregate answers even where there is no row.
-        answer: datetime = self._state().aggregate(now=Coalesce(Max(UTCNow()), UTCNow()))["now"]
-        return answer
+        return clock_of(self._state())
 
     def _states(self, declared: Declarations) -> QuerySet[ScheduleState]:
         wanted = Q(key=ScheduleState.PROJECT) | Q(first_seen_at__isnull=False, scope__in=["", declared.server])
@@ -931,6 +1184,7 @@ _FREE: Final[dict[str, Any]] = {
     "renewed_at": None,
     "expires_at": None,
     "finish_by": None,
+    "cancelled_at": None,
 }
 _ROW: Final = (
     "pk",
@@ -946,10 +1200,32 @@ _ROW: Final = (
     "acquired_at",
     "renewed_at",
     "expires_at",
+    "attempt",
+    "trigger",
+    "retry_at",
+    "wanted_at",
+    "cancelled_at",
     "paused_at",
+    "paused_reason",
     "moved_to",
     "moved_from",
 )
+_LOOK: Final = tuple(field for field in _ROW if not field.startswith("paused_"))
+_DUE, _ENDED, _STATE = range(3)
+_OF_STATE: Final = {
+    "task": "key",
+    "fingerprint": "scope",
+    "last_due_at": "paused_at",
+    "schedule_since": "interrupted_at",
+    "next_due_at": "first_seen_at",
+    "not_before": "seen_at",
+}
+_OF_RUN: Final = {"fingerprint": "owner", "last_due_at": "due_at"} | {
+    field: field for field in ("task", "owner", "server", "fence", "attempt", "trigger")
+}
+_RESUMED: Final = ("last_due_at", "next_due_at", "retry_at", "rerun_up_to", "paused_at", "paused_reason")
+_MAY_LIE_AHEAD: Final = ("last_due_at", "schedule_since", "not_before", "retry_at", "wanted_at")
+_SET_RIGHT: Final = (*_MAY_LIE_AHEAD, "next_due_at")
 _IN_STEP: Final = (
     "last_due_at",
     "next_due_at",
@@ -962,13 +1238,24 @@ _IN_STEP: Final = (
     "moved_from",
 )
 _HERE: Final = {"moved_to": "", "moved_from": ""}
-_OTHER_TIMES: Final = ("schedule_since", "not_before")
-_OF_RUN: Final = {"fingerprint": "owner", "moved_to": "reason", "moved_from": "reason"}
+_NOTHING_OWED: Final[dict[str, Any]] = {"retry_at": None, "rerun_up_to": 0}
+
+
+def _as_look(columns: Mapping[str, str]) -> list[Any]:
+    """Return the columns of another table, in the order and of the kinds of ``_LOOK``; empty where it has none."""
+    return [F(columns[field]) if field in columns else _empty(field) for field in _LOOK]
+
+
+def _empty(field: str) -> Any:
+    kind = ScheduledLock._meta.pk if field == "pk" else ScheduledLock._meta.get_field(field)
+    if isinstance(kind, CharField):
+        return Value("")
+    return Cast(Value(None), cast("Field[Any, Any]", kind))
 
 
 def _row(values: dict[str, Any]) -> Row:
-    paused_at = values.pop("paused_at")
-    return Row(**values, paused=paused_at is not None)
+    paused_at, cancelled_at = values.pop("paused_at"), values.pop("cancelled_at")
+    return Row(**values, paused=paused_at is not None, paused_at=paused_at, cancelled=cancelled_at is not None)
 
 
 def _as_model(row: Row, task: ScheduledTask) -> ScheduledLock:
@@ -977,6 +1264,22 @@ def _as_model(row: Row, task: ScheduledTask) -> ScheduledLock:
         schedule=task.timetable.text,
         **{field: getattr(row, field) for field in _IN_STEP if field != "schedule"},
     )
+
+
+def _is_open(occurrence: Occurrence, row: _Held) -> bool:
+    """May this be claimed now, as far as the row tells, whoever holds it?"""
+    if occurrence.is_by_hand:
+        return not occurrence.requested or (row.wanted_at == occurrence.due_at and not row.paused)
+    if row.paused or row.fingerprint != occurrence.task.fingerprint:
+        return False
+    if occurrence.is_retry:
+        return (
+            row.last_due_at == occurrence.due_at
+            and row.attempt == occurrence.attempt
+            and row.retry_at is not None
+            and row.retry_at <= row.now
+        )
+    return row.last_due_at < occurrence.due_at <= row.now and row.not_before <= row.now
 
 
 def _noted(row: Any) -> datetime:
@@ -997,7 +1300,12 @@ def _moved_on(group: Sequence[Occurrence]) -> dict[str, Any]:
     }
 
 
-def _each(values: Mapping[Any, _T], expression: Callable[[_T], Any], field: str = "pk") -> Any:
+def _each(
+    values: Mapping[Any, _T],
+    expression: Callable[[_T], Any],
+    field: str = "pk",
+    output: Field[Any, Any] | None = None,
+) -> Any:
     """Return one expression that has for each row its value: plain where all are equal, else by ``field``."""
     groups: dict[_T, list[Any]] = {}
     for key, value in values.items():
@@ -1005,7 +1313,7 @@ def _each(values: Mapping[Any, _T], expression: Callable[[_T], Any], field: str 
     if len(groups) == 1:
         return expression(next(iter(groups)))
     whens = [When(**{f"{field}__in": keys}, then=expression(value)) for value, keys in groups.items()]
-    return Case(*whens, output_field=DateTimeField())
+    return Case(*whens, output_field=output or DateTimeField())
 
 
 def _cleanup(lock: Any, due: Mapping[str, datetime], server: str) -> Cleanup:

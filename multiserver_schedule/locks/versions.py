@@ -113,7 +113,9 @@ def take_overs(declared: Declarations, versions: Iterable[_V], now: datetime) ->
 
 
 def needs_step(row: Row, task: ScheduledTask) -> bool:
-    """Has this row another schedule than the task, or has it been given away to another store?"""
+    """Has this row another schedule than the task, or has it been given away to another store, or been retired?"""
+    if row.next_due_at is None and _following(task, row.since) is not None:
+        return True
     return row.fingerprint != task.fingerprint or bool(row.moved_to)
 
 
@@ -124,7 +126,18 @@ def registered(name: str, task: ScheduledTask, now: datetime, before: Before | N
     A new task is never due for the past; one that comes from another store goes on where it was there.
     """
     if before is not None and before.row is not None:
-        free = replace(before.row, owner=None, server="", acquired_at=None, renewed_at=None, expires_at=None)
+        free = replace(
+            before.row,
+            owner=None,
+            server="",
+            acquired_at=None,
+            renewed_at=None,
+            expires_at=None,
+            attempt=1,
+            retry_at=None,
+            wanted_at=None,
+            cancelled=False,
+        )
         return _moved_here(replace(free, pk=0, task=name), task, now, before)
     last = now if before is None or before.last_due_at is None else max(now, before.last_due_at)
     return Row(
@@ -133,8 +146,10 @@ def registered(name: str, task: ScheduledTask, now: datetime, before: Before | N
         fingerprint=task.fingerprint,
         last_due_at=last,
         schedule_since=last,
-        next_due_at=task.next(last),
+        next_due_at=_following(task, last),
         not_before=now,
+        # The row of a single server may be deleted when that server is long gone, and its fence must rise all the same.
+        fence=int(now.timestamp()) if "@" in name else 0,
     )
 
 
@@ -152,14 +167,14 @@ def taken_over(
         # What the store that had it did meanwhile, nobody here knows: what was due until now counts as done.
         last = max(now, row.last_due_at)
         row = replace(row, moved_to="", fingerprint=task.fingerprint, last_due_at=last, schedule_since=last)
-        return replace(row, next_due_at=task.next(last))
+        return replace(row, next_due_at=_following(task, last))
     schedule_since = now if since is None else max(row.last_due_at, since)
     inherited = row.next_due_at is not None and row.last_due_at < row.next_due_at <= schedule_since
     return replace(
         row,
         fingerprint=task.fingerprint,
         schedule_since=schedule_since,
-        next_due_at=row.next_due_at if inherited else task.next(schedule_since),
+        next_due_at=row.next_due_at if inherited else _following(task, schedule_since),
     )
 
 
@@ -180,8 +195,16 @@ def _moved_here(mine: Row, task: ScheduledTask, now: datetime, before: Before) -
     if row.fingerprint != task.fingerprint:
         return taken_over(row, task, now)
     if row.next_due_at is not None and row.next_due_at <= row.last_due_at:
-        row = replace(row, next_due_at=task.next(row.since))
+        row = replace(row, next_due_at=_following(task, row.since))
     return row
+
+
+def _following(task: ScheduledTask, after: datetime) -> datetime | None:
+    """Return the first due time after a moment; where none can be computed, one that has each look find the task."""
+    try:
+        return task.next(after)
+    except Exception:  # a zone that this machine does not have: it must not keep the others from being registered
+        return after + timedelta(microseconds=1)
 
 
 def newest_of(versions: Iterable[_V], scope: str) -> _V | None:

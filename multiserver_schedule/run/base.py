@@ -115,3 +115,13 @@ class Runner(ABC):
 
 
 Tasks = Mapping[str, ScheduledTask]
+
+
+def is_accompanied(task: ScheduledTask) -> bool:
+    """Is something to be done beside its runs, for which a process of ours stays with a program?"""
+    return bool(task.hooks or task.pings or task.mails)
+
+
+def starts_untold(task: ScheduledTask) -> bool:
+    """Is it a program of whose start the keeper has to tell, as its process tells nothing?"""
+    return task.kind == "exec" and not task.filters and not is_accompanied(task)

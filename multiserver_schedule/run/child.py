@@ -14,17 +14,21 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import IO, Any, Final, NoReturn
 
 from django.db import connections
 
-from ..entries import ScheduledTask
+from ..entries import OutputFile
 from ..signals import task_failed, task_started, task_succeeded
 from . import kernel
-from .base import Deliver, Tasks
+from .base import Deliver, Tasks, boot_time, is_accompanied, starts_untold
+from .beside import Beside, Ending, longest, steps_after, steps_before, with_events
 from .current import CurrentRun, set_current_run
+from .output import Opened, open_file, read_tail
 from .perform import Verdict, act, announce, described, limited, perform
+from .program import ProgramFailed, run_program
 from .report import deliver_reports
 from .runner import CHANNEL, LIFELINE, become
 
@@ -96,6 +100,38 @@ class Shown:
                     os.dup2(fd, number)
 
 
+class Printing:
+    """A run's standard output and error, which may go to a file of the task's until the end of the run."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._record: Shown | None = None
+        self._opened: Opened | None = None
+
+    def open(self, file: OutputFile) -> None:
+        """Print to the file from now on; raises OSError where it cannot be opened."""
+        fd, self._opened = open_file(file.path, append=file.append)
+        _flush()
+        self._record = Shown([os.dup(1), os.dup(2)])
+        for number in (1, 2):
+            os.dup2(fd, number)
+        os.close(fd)
+        # Should this process not live to read what it wrote, the runner knows where it is.
+        self._channel.send({"t": "output", "file": self._opened})
+
+    def close(self) -> None:
+        """Print into the record again, and first of all the end of what went to the file."""
+        _flush()
+        if self._record is None or self._opened is None:
+            return
+        self._record.restore()
+        with suppress(Exception), limited(10.0):
+            tail = memoryview(read_tail(self._opened))
+            while tail:
+                tail = tail[os.write(1, tail) :]
+            self._channel.send({"t": "output", "file": None})
+
+
 class Fork:
     """Goes on in the image of the keeper: the tasks are there already."""
 
@@ -113,7 +149,7 @@ class Fork:
     def reporter(self, channel: int) -> NoReturn:
         """Deliver events, one at a time, until the end of file."""
         _forget_the_parent()
-        run_reporter(Channel(channel), self.deliver, skip=True)
+        run_reporter(Channel(channel), with_events(lambda: self.tasks, self.deliver), skip=True)
 
 
 def main_spawned(tasks: Callable[[], Tasks], deliver: Deliver) -> NoReturn:
@@ -129,7 +165,7 @@ def main_spawned(tasks: Callable[[], Tasks], deliver: Deliver) -> NoReturn:
     if order is None:
         os._exit(0)
     if order.get("role") == "reporter":
-        run_reporter(channel, deliver, skip=False)
+        run_reporter(channel, with_events(tasks, deliver), skip=False)
     os.set_inheritable(order["lease_fd"], False)
     _new_streams()
     declared: Tasks = {}
@@ -137,52 +173,71 @@ def main_spawned(tasks: Callable[[], Tasks], deliver: Deliver) -> NoReturn:
         declared = tasks()
     except BaseException as error:
         shown = Shown(order["shown_fds"])
-        _finish(Verdict("failed", error=described(error), exception=error), None, None, order, channel, shown)
+        _finish(Verdict("failed", error=described(error), exception=error), None, order, channel, shown)
     run_child(declared, order, channel, order["lease_fd"])
 
 
 def run_child(tasks: Tasks, order: Mapping[str, Any], channel: Channel, lease: int) -> NoReturn:
     """Perform the run, tell how it went, and leave."""
+    began = boot_time()
     shown = Shown(order["shown_fds"])
     until = mmap.mmap(lease, mmap.PAGESIZE, access=mmap.ACCESS_READ)
     os.close(lease)
-    run = CurrentRun(
-        name=order["name"],
-        due_at=datetime.fromisoformat(order["due_at"]),
-        started_at=datetime.fromisoformat(order["started_at"]),
-        attempt=order["attempt"],
-        fence=order["fence"],
-        key=order["key"],
-        server=order["server"],
-        trigger=order["trigger"],
-        _until=lambda: float(_UNTIL.unpack(until[: _UNTIL.size])[0]),
-    )
+    run = CurrentRun.told(order, lambda: float(_UNTIL.unpack(until[: _UNTIL.size])[0]))
     set_current_run(run)
     task = tasks.get(order["task"])
     if task is None:
         error = f"{order['task']!r} is not declared in the process of the run: is its schedule.py the same?"
-        _finish(Verdict("failed", error=error), None, run, order, channel, shown)
+        _finish(Verdict("failed", error=error), None, order, channel, shown)
     known = task
     is_program = known.kind == "exec"
+    beside = Beside(known, run, tell=channel.send)
+    printing = Printing(channel)
 
     def begin() -> None:
-        announce(task_started, known, run, limit=order["limit"])
-        if is_program:
+        if not starts_untold(known):
+            announce(task_started, known, run, limit=order["limit"])
+        if (file := known.output_file) is not None:
+            beside.open_output(file, lambda: printing.open(file))
+        beside.take(steps_before(known))
+        if is_program and not is_accompanied(known):
             _flush()
             become(list(order["argv"]), channel.fd)
 
     def act_and_wait() -> None:
+        if is_program:
+            _flush()
+            run_program(order["argv"])
+            return
         act(known)
         _join_threads()
 
     verdict = perform(known, run, begin=begin, act=act_and_wait)
-    _finish(verdict, known, run, order, channel, shown)
+    if isinstance(verdict.exception, ProgramFailed):
+        verdict = Verdict("failed", error=str(verdict.exception))
+    printing.close()
+    _finish(verdict, _Finishing(beside, run, boot_time() - began), order, channel, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finishing:
+    """What a run whose task is known is finished with."""
+
+    beside: Beside
+    run: CurrentRun
+    seconds: float
+
+    def is_final(self, retry: Mapping[str, Any] | None) -> bool:
+        """Does no further attempt follow, should this one have failed? As ``Occurrence.is_retried`` sees it."""
+        if retry is None:
+            return True
+        again_at = self.run.started_at + timedelta(seconds=self.seconds + retry["after"])
+        return retry["before"] is not None and again_at >= datetime.fromisoformat(retry["before"])
 
 
 def _finish(
     verdict: Verdict,
-    task: ScheduledTask | None,
-    run: CurrentRun | None,
+    finishing: _Finishing | None,
     order: Mapping[str, Any],
     channel: Channel,
     shown: Shown,
@@ -190,7 +245,10 @@ def _finish(
     """Send the result first, so that nothing that listens can change it; tell whom it concerns; leave."""
     limit = float(order["limit"])
     _flush()
-    tell = task is not None and run is not None and verdict.status != "skipped"
+    tell = finishing is not None and verdict.status != "skipped"
+    steps = []
+    if finishing is not None and tell:
+        steps = steps_after(finishing.beside.task, verdict.status, final=finishing.is_final(order.get("retry")))
     sent = channel.send(
         {
             "t": "result",
@@ -199,22 +257,36 @@ def _finish(
             "error": verdict.error,
             "started": verdict.started,
             "tell": tell,
+            "within": longest(steps),
         }
     )
     # The runner answers unless it has decided on another end before, which it will then tell of itself.
-    agreed = sent and channel.receive(limit) is not None
+    answer = _agreement(channel, limit) if sent else None
+    agreed = answer is not None
     shown.restore()
     if agreed:
         with suppress(BaseException), limited(limit):
             _tell_sentry(verdict.exception)
-    if agreed and task is not None and run is not None and tell:
+    if answer is not None and finishing is not None and tell:
+        task, run = finishing.beside.task, finishing.run
         if verdict.status == "succeeded":
             seconds = (datetime.now(run.started_at.tzinfo) - run.started_at).total_seconds()
             announce(task_succeeded, task, run, limit=limit, seconds=seconds)
         else:
             details = {"status": "failed", "error": verdict.error, "exception": verdict.exception}
             announce(task_failed, task, run, limit=limit, **details)
+        ending = Ending(verdict.status, verdict.error, answer.get("output", ""), finishing.seconds)
+        finishing.beside.take(steps, ending)
     leave(0 if sent else 70, limit)
+
+
+def _agreement(channel: Channel, limit: float) -> dict[str, Any] | None:
+    """Return the runner's word that the result is taken, or None where it has decided on another end."""
+    until = boot_time() + limit
+    while (message := channel.receive(max(0.0, until - boot_time()))) is not None:
+        if "t" in message:  # the order has none, which a forked process did not need to read
+            return message if message["t"] == "tell" else None
+    return None
 
 
 def run_reporter(channel: Channel, deliver: Deliver, *, skip: bool) -> NoReturn:

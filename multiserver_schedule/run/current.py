@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 from ..entries import Claim, RunInfo
 from ..exceptions import LeaseLost
@@ -41,6 +43,21 @@ class CurrentRun(RunInfo):
             key=claim.occurrence.key,
             server=claim.server,
             trigger=claim.occurrence.trigger,
+            _until=until,
+        )
+
+    @classmethod
+    def told(cls, message: Mapping[str, Any], until: Callable[[], float]) -> CurrentRun:
+        """Return the run that a message of another process tells of; moments in it are ISO texts."""
+        return cls(
+            name=message["name"],
+            due_at=datetime.fromisoformat(message["due_at"]),
+            started_at=datetime.fromisoformat(message["started_at"]),
+            attempt=message["attempt"],
+            fence=message["fence"],
+            key=message["key"],
+            server=message["server"],
+            trigger=message["trigger"],
             _until=until,
         )
 

@@ -19,10 +19,11 @@ from typing import Any, Final, Literal
 
 from django.db import connections
 
-from ..entries import Claim, Outcome
+from ..entries import Claim, Occurrence, Outcome
 from ..exceptions import ScheduleError, UnsafeTransaction
 from . import kernel
-from .base import Deliver, Ended, Event, Message, Runner, Started, Tasks, Vanished, boot_time
+from .base import Deliver, Ended, Event, Message, Runner, Started, Tasks, Vanished, boot_time, is_accompanied
+from .beside import wants_output
 from .child import Fork
 from .perform import clean
 from .pipe import Lines, descriptors
@@ -188,11 +189,13 @@ class ProcessRunner(Runner):
                 "trigger": occurrence.trigger,
                 "server": claim.server or self.server,
                 "argv": [str(word) for word in task.target] if task.kind == "exec" else None,  # type: ignore[union-attr]
-                "filters": bool(task.filters),
+                "by_child": bool(task.filters or task.output_file) or is_accompanied(task),
+                "output": wants_output(task),
+                "retry": _retry(occurrence),
                 "lease": occurrence.lease.total_seconds(),
                 "until": until,
                 "finish_by": finish_by,
-                "allowed": None if finish_by is None else finish_by - boot_time(),
+                "allowed": None if task.limit is None else task.limit.total_seconds(),
             },
             asks=True,
         )
@@ -385,6 +388,14 @@ class ProcessRunner(Runner):
         if self._reports:
             print(f"multiserver_schedule: {len(self._reports)} reports could not be delivered", file=sys.stderr)
             self._reports.clear()
+
+
+def _retry(occurrence: Occurrence) -> dict[str, Any] | None:
+    """Return by what the run's process may know whether its failure leads to another attempt."""
+    after, before = occurrence.retry_after, occurrence.next_due_at
+    if after is None:
+        return None
+    return {"after": after.total_seconds(), "before": None if before is None else before.isoformat()}
 
 
 def _outcome(message: Mapping[str, Any]) -> Outcome:

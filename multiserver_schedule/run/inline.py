@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import timedelta
 from typing import IO, Any
 
 from django.db import connections
 
-from ..entries import Claim, Outcome
+from ..entries import Claim, Outcome, OutputFile
 from ..signals import task_failed, task_started, task_succeeded
-from .base import Deliver, Ended, Event, Margins, Message, Runner, Started, Tasks, boot_time
+from .base import (
+    Deliver,
+    Ended,
+    Event,
+    Margins,
+    Message,
+    Runner,
+    Started,
+    Tasks,
+    boot_time,
+    is_accompanied,
+    starts_untold,
+)
+from .beside import Beside, Ending, steps_after, steps_before, with_events
 from .current import CurrentRun, set_current_run
-from .perform import act, announce, clean, perform
+from .output import open_file
+from .perform import Verdict, act, announce, clean, perform
+from .program import ProgramFailed, run_program
 from .report import deliver_one
-from .runner import OUTPUT_TAIL, ended_with, environment
+from .runner import OUTPUT_TAIL, environment
 
 KeepAlive = Callable[[], None]
 
@@ -28,7 +43,7 @@ KeepAlive = Callable[[], None]
 class _Tee(io.TextIOBase):
     """Prints as before, and keeps the end of it."""
 
-    def __init__(self, shown: IO[str], kept: _Tail) -> None:
+    def __init__(self, shown: _Shown, kept: _Tail) -> None:
         self._shown = shown
         self._kept = kept
 
@@ -53,6 +68,31 @@ class _Tail:
 
     def add(self, text: str) -> None:
         self.text = (self.text + text)[-OUTPUT_TAIL:]
+
+
+class _Shown:
+    """Where a run prints beside its record: where it would, or into the file that it names, once it has begun."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._file: IO[str] | None = None
+
+    def open(self, file: OutputFile) -> None:
+        fd, _ = open_file(file.path, append=file.append)
+        self._file = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+
+    def share(self, other: _Shown) -> None:
+        self._file = other._file
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, text: str) -> int:
+        return (self._file or self._stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file or self._stream, name)
 
 
 class InlineRunner(Runner):
@@ -112,7 +152,7 @@ class InlineRunner(Runner):
 
     def report(self, event: Event) -> None:
         """Deliver the event now; a fault of a receiver is logged."""
-        deliver_one(event, self.deliver)
+        deliver_one(event, with_events(lambda: self.tasks, self.deliver))
 
     def poll(self, timeout: float) -> list[Message]:
         """Run what waits longest, if anything does, and return what happened. Does not wait for anything else."""
@@ -137,41 +177,53 @@ class InlineRunner(Runner):
         self._messages.append(Started(claim.owner, os.getpid()))
         task = claim.task
         is_program = task.kind == "exec"
+        beside = Beside(task, run)
+        out, err = _Shown(sys.stdout), _Shown(sys.stderr)
 
         def begin() -> None:
-            # Of a program without filters the keeper tells, as it does where no process of ours sees it start.
-            if task.filters or not is_program:
+            if not starts_untold(task):
                 announce(task_started, task, run, limit=None)
+            if (file := task.output_file) is not None:
+                beside.open_output(file, lambda: out.open(file))
+                err.share(out)
+            beside.take(steps_before(task))
 
         before = set_current_run(run)
         try:
-            with self._kept_alive(), redirect_stdout(_Tee(sys.stdout, tail)), redirect_stderr(_Tee(sys.stderr, tail)):
-                verdict = perform(
-                    task, run, begin=begin, act=(lambda: _run_program(claim)) if is_program else (lambda: act(task))
-                )
-                tell = not is_program and verdict.status != "skipped"
-                if tell and verdict.status == "succeeded":
-                    announce(task_succeeded, task, run, limit=None, seconds=boot_time() - began)
-                elif tell:
-                    details = {"status": "failed", "error": verdict.error, "exception": verdict.exception}
-                    announce(task_failed, task, run, limit=None, **details)
+            with self._kept_alive():
+                with redirect_stdout(_Tee(out, tail)), redirect_stderr(_Tee(err, tail)):
+                    verdict = perform(
+                        task, run, begin=begin, act=(lambda: _run_program(claim)) if is_program else (lambda: act(task))
+                    )
+                if isinstance(verdict.exception, ProgramFailed):
+                    verdict = Verdict("failed", error=str(verdict.exception))
+                out.close()
+                seconds, output = boot_time() - began, clean(tail.text)
+                tell = verdict.status != "skipped" and (not is_program or is_accompanied(task))
+                if tell:
+                    if verdict.status == "succeeded":
+                        announce(task_succeeded, task, run, limit=None, seconds=seconds)
+                    else:
+                        details = {"status": "failed", "error": verdict.error, "exception": verdict.exception}
+                        announce(task_failed, task, run, limit=None, **details)
+                    final = not claim.occurrence.is_retried(run.started_at + timedelta(seconds=seconds))
+                    ending = Ending(verdict.status, verdict.error, output, seconds)
+                    beside.take(steps_after(task, verdict.status, final=final), ending)
         finally:
             set_current_run(before)
             self._until.pop(claim.owner, None)
-        error = verdict.error
-        if is_program and isinstance(verdict.exception, _ProgramFailed):
-            error = str(verdict.exception)
         outcome = Outcome(
             status=verdict.status,
-            reason=verdict.reason,
-            error=error,
-            output=clean(tail.text),
+            reason="; ".join(filter(None, (verdict.reason, *beside.trouble)))[:255],
+            error=verdict.error,
+            output=output,
             started=verdict.started,
             seconds=boot_time() - began,
         )
         self._messages.append(Ended(claim.owner, outcome, told=tell))
-        if isinstance(verdict.exception, KeyboardInterrupt):
-            raise verdict.exception  # Ctrl-C stops the pass as well; what it ended is returned by the next poll
+        for interrupt in (verdict.exception, beside.interrupted):
+            if isinstance(interrupt, KeyboardInterrupt):
+                raise interrupt  # Ctrl-C stops the pass as well; what it ended is returned by the next poll
 
     @contextmanager
     def _kept_alive(self) -> Iterator[None]:
@@ -198,10 +250,6 @@ class InlineRunner(Runner):
             thread.join()
 
 
-class _ProgramFailed(Exception):
-    """A program ended otherwise than with 0."""
-
-
 def _run_program(claim: Claim) -> None:
     occurrence = claim.occurrence
     told = environment(
@@ -215,19 +263,4 @@ def _run_program(claim: Claim) -> None:
         }
     )
     program = [str(word) for word in claim.task.target]  # type: ignore[union-attr]
-    try:
-        done = subprocess.run(
-            program,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **told},
-        )
-    except FileNotFoundError:
-        raise _ProgramFailed(f"program not found: {program[0]}") from None
-    except OSError as error:
-        raise _ProgramFailed(f"{program[0]} could not be started: {error}") from error
-    sys.stdout.write(done.stdout.decode("utf-8", errors="replace"))
-    if done.returncode:
-        raise _ProgramFailed(ended_with(done.returncode))
+    run_program(program, environ={**os.environ, **told}, shown=sys.stdout)

@@ -97,6 +97,11 @@ class Timer:
         self._lib.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(when), None)
         self._at = at
 
+    def no_later_than(self, at: float) -> None:
+        """Move the moment to ``at``, unless it comes before."""
+        if not self._at or at < self._at:
+            self.set(at)
+
 
 @dataclass(frozen=True, slots=True)
 class Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import signal
@@ -47,7 +48,7 @@ def perform(task: ScheduledTask, run: CurrentRun, *, begin: Callable[[], None], 
 
     ``sys.exit`` ends the run, not the process that performs it: with 0 or None it succeeded.
     """
-    before = {alias: _blocks(connections[alias]) for alias in _initialised()}
+    before = open_blocks()
     try:
         if not wanted(task.filters):
             return Verdict("skipped", reason="filtered", started=False)
@@ -59,7 +60,7 @@ def perform(task: ScheduledTask, run: CurrentRun, *, begin: Callable[[], None], 
     except BaseException as error:
         return Verdict("failed", error=described(error), exception=error)
     finally:
-        left = _roll_back(before)
+        left = roll_back(before)
     if left:
         return Verdict(
             "failed",
@@ -73,7 +74,7 @@ def wanted(filters: tuple[Filter, ...]) -> bool:
     """Do all filters agree to the run? They are asked in order, until one does not."""
     for given in filters:
         test = import_string(given.test) if isinstance(given.test, str) else given.test
-        if bool(_call(test)) is not given.runs_if:
+        if bool(call(test)) is not given.runs_if:
             return False
     return True
 
@@ -84,17 +85,27 @@ def act(task: ScheduledTask) -> None:
         call_command(str(task.target), *task.args, **task.kwargs)
     else:
         target = import_string(task.target) if isinstance(task.target, str) else task.target
-        _call(target, *task.args, **task.kwargs)
+        call(target, *task.args, **task.kwargs)
 
 
-def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
-    answer = function(*args, **kwargs)
+def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a function of either kind, and return its answer."""
+    return waited_for(function(*args, **kwargs))
+
+
+def waited_for(answer: Any, most: float | None = None) -> Any:
+    """Return the answer of a function, awaited where it is to be: for so many seconds, then TookTooLong is raised."""
     # Asked of the answer, not of the function: partials, decorated functions and callable objects may be async too.
-    return async_to_sync(_wait_for)(answer) if inspect.isawaitable(answer) else answer
+    return async_to_sync(_wait_for)(answer, most) if inspect.isawaitable(answer) else answer
 
 
-async def _wait_for(answer: Any) -> Any:
-    return await answer
+async def _wait_for(answer: Any, most: float | None) -> Any:
+    if most is None:
+        return await answer
+    try:
+        return await asyncio.wait_for(answer, most)
+    except asyncio.TimeoutError:
+        raise TookTooLong(f"took longer than {most:g} s") from None
 
 
 def announce(sent: Signal, task: ScheduledTask, run: CurrentRun, *, limit: float | None, **details: Any) -> None:
@@ -163,7 +174,12 @@ def _blocks(connection: BaseDatabaseWrapper) -> int:
     return len(connection.atomic_blocks) or int(connection.in_atomic_block)
 
 
-def _roll_back(before: Mapping[str, int]) -> list[str]:
+def open_blocks() -> dict[str, int]:
+    """Return how many atomic() blocks are open on each connection that is in use, for ``roll_back``."""
+    return {alias: _blocks(connections[alias]) for alias in _initialised()}
+
+
+def roll_back(before: Mapping[str, int]) -> list[str]:
     """
     Undo what was left uncommitted; return the aliases of those connections.
 

@@ -26,15 +26,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol
 
+from ..faults import point
 from . import kernel
 from .base import Margins, boot_time
+from .output import TAIL, Opened, read_tail
 from .pipe import Lines, Message, descriptors
 
 CHANNEL: Final = "MULTISERVER_SCHEDULE_CHANNEL"
 """Names the descriptor of a spawned process's orders, in its environment."""
 LIFELINE: Final = "MULTISERVER_SCHEDULE_LIFELINE"
 """Names a descriptor whose end of file says that the runner is gone, where no signal tells."""
-OUTPUT_TAIL: Final = 64 * 1024
+OUTPUT_TAIL: Final = TAIL
+_MOST_TROUBLE: Final = 255  # as much as a row of the history holds
+_READING: Final = 2.0  # how long the file of a run that died may be read
 _CHUNK: Final = 1 << 18
 _LONGEST_WAIT: Final = 1.0  # poll clocks stand still in suspend, so a deadline is looked at this often
 _GRACE: Final = 5.0
@@ -108,6 +112,16 @@ class _Run:
     is_program: bool = False
     """Is it the user's program by now? Then its exit status is the result."""
     leave_by: float | None = None
+    leave_within: float = 0.0
+    doing: str = ""
+    """The hook, ping or mail that its process is at."""
+    trouble: list[str] = field(default_factory=list)
+    """What went wrong beside the run."""
+    file: Opened | None = None
+    """What it prints to, as long as the end of that is not in ``tail``."""
+    reader: int | None = None
+    """The process that reads it, where the run's own is dead."""
+    read_by: float = 0.0
     ending: str = ""
     kill_at: float | None = None
     killed: bool = False
@@ -201,7 +215,11 @@ class Serve:
                 self._end(run, message["why"])
         elif kind == "report":
             if len(self.reports) >= _MOST_REPORTS:
-                self._say(f"report dropped, too many wait: {_brief(self.reports.popleft()[1])}")
+                dropped, event = self.reports.popleft()
+                self._say(f"report dropped, too many wait: {_brief(event)}")
+                # The keeper keeps none of it either, for the runner that would come after this one.
+                self.keeper.send({"t": "taken", "n": dropped})
+                self.keeper.send({"t": "told", "n": dropped})
             self.reports.append((message["n"], message["event"]))
         elif kind == "close":
             self.close_by = boot_time() + message["within"]
@@ -215,13 +233,15 @@ class Serve:
         ours, theirs = descriptors()
         read, write = os.pipe()
         channel = Lines(ours)
-        program = order["argv"] if order["argv"] and not order["filters"] else None
+        program = order["argv"] if order["argv"] and not order["by_child"] else None
         margins = Margins.of(order["lease"])
         now = boot_time()
         order = {**order, "lease_fd": lease, "shown_fds": self.shown, "limit": self.report_limit}
         mapped = mmap.mmap(lease, mmap.PAGESIZE)
         mapped[: _UNTIL.size] = _UNTIL.pack(order["until"] - margins.term)
         channel.send({key: value for key, value in order.items() if key != "t"})
+        # Before there is a process that it could have to end: this one may be stopped at any moment from there on.
+        self.timer.no_later_than(order["until"] - margins.timer)
         try:
             pid = self._fork()
         except OSError:
@@ -240,6 +260,7 @@ class Serve:
                 kernel.close_all_but(self.inherited | self.launcher.keep | {0, 1, 2, theirs, lease, *self.shown})
                 os.set_blocking(theirs, True)
                 self.launcher.child(order, theirs, lease)
+        point("after_fork")
         for fd in (theirs, write, lease):
             os.close(fd)
         os.set_blocking(read, False)
@@ -317,6 +338,12 @@ class Serve:
         for message in messages:
             if message.get("t") == "program":
                 run.is_program = True
+            elif message.get("t") == "output":
+                run.file = Opened(*message["file"]) if message.get("file") else None
+            elif message.get("t") == "beside":
+                run.doing = str(message.get("doing", run.doing))
+                run.trouble += [str(text) for text in message.get("trouble", ())]
+                del run.trouble[20:]
             elif message.get("t") == "result" and run.verdict is None and not run.ending:
                 run.verdict = {
                     "status": str(message.get("status", "failed")),
@@ -324,10 +351,17 @@ class Serve:
                     "error": str(message.get("error", "")),
                     "started": bool(message.get("started", True)),
                 }
-                run.leave_by = boot_time() + 2 * self.report_limit
+                run.leave_within = 2 * self.report_limit + float(message.get("within", 0.0))
+                run.leave_by = boot_time() + run.leave_within
                 run.told = bool(message.get("tell"))
                 # Only now may it tell anybody: had its end been decided before, another status would be recorded.
-                run.channel.send({"t": "tell"})
+                if run.order.get("output"):
+                    self._read_output(run, most=64)
+                    run.channel.send({"t": "tell", "output": _text(run)})
+                else:
+                    run.channel.send({"t": "tell"})
+            elif message.get("t") == "result":
+                run.channel.send({"t": "late"})
 
     def _is_over(self, channel: Lines) -> bool:
         return channel.closed and channel.fd in self.selector.get_map()
@@ -371,7 +405,7 @@ class Serve:
                 self._kill(run)
             elif run.leave_by is not None and now >= run.leave_by:
                 self._say(
-                    f"the process of {run.order['name']} had not left {2 * self.report_limit:.0f} s after its end "
+                    f"the process of {run.order['name']} had not left {run.leave_within:.0f} s after its end "
                     "(a receiver, a handler of the log or a hook hangs): killed; its result stands"
                 )
                 self._kill(run)
@@ -413,7 +447,7 @@ class Serve:
             elif self.reporter is not None and self.reporter.pid == dead.si_pid:
                 self._reporter_gone()
         for run in [run for run in self.runs.values() if run.status is not None]:
-            if self._group_is_gone(run):
+            if self._group_is_gone(run) and self._has_its_output(run):
                 self._ended(run)
 
     def _group_is_gone(self, run: _Run) -> bool:
@@ -426,12 +460,58 @@ class Serve:
         # Zombies of a parent that left the group still count for the signal; they run nothing any more.
         return not any(p.group == run.pid and p.session == self.pid and not p.zombie for p in kernel.processes())
 
+    def _has_its_output(self, run: _Run) -> bool:
+        """
+        Have what a run that died wrote to its file read, by a process for that alone: a file system may hang.
+
+        It writes into a pipe in the place of the run's own.
+        """
+        self._read_channel(run)
+        if run.file is None:
+            return True
+        if run.reader is not None:
+            self._read_output(run)
+            if run.output >= 0 and boot_time() < run.read_by:
+                return False
+            if run.output >= 0:  # its end of the pipe is open, so that it is there still
+                kernel.kill(run.reader, signal.SIGKILL)
+            return True
+        read, write = os.pipe()
+        try:
+            run.reader = self._fork()
+        except OSError:
+            os.close(read)
+            os.close(write)
+            return True
+        if run.reader == 0:
+            with _no_way_back():
+                kernel.close_all_but({0, 1, 2, write})
+                tail = memoryview(read_tail(run.file))
+                while tail:
+                    tail = tail[os.write(write, tail) :]
+        os.close(write)
+        self._read_output(run, most=64)
+        if run.output >= 0:
+            self.selector.unregister(run.output)
+            os.close(run.output)
+        os.set_blocking(read, False)
+        self.selector.register(read, selectors.EVENT_READ)
+        run.output, run.read_by = read, boot_time() + _READING
+        return False
+
     def _ended(self, run: _Run) -> None:
         del self.runs[run.id]
         self._read_channel(run)
         self._read_output(run, most=64)
         ended = {"t": "ended", "id": run.id, "told": run.told, "seconds": boot_time() - run.began}
-        self.keeper.send(ended | {"output": _text(run)} | self._outcome(run))
+        if run.doing:
+            run.trouble.append(f"{run.doing}: {'did not end, and was killed' if run.killed else 'ended the process'}")
+        outcome = self._outcome(run)
+        if run.trouble:
+            outcome = outcome | {
+                "reason": "; ".join(filter(None, (outcome.get("reason"), *run.trouble)))[:_MOST_TROUBLE]
+            }
+        self.keeper.send(ended | {"output": _text(run)} | outcome)
         if run.output >= 0:
             self.selector.unregister(run.output)
             os.close(run.output)
@@ -447,7 +527,9 @@ class Serve:
         if run.ending == "lost":
             return _bad("lost", "ended: this server could not renew the lease of the run in time, or had lost it")
         if run.ending == "limit":
-            return _bad("timed_out", f"ended: not finished {run.order['allowed'] or 0:.3g} s after it began, its limit")
+            return _bad(
+                "timed_out", f"ended: not finished {round(run.order['allowed'] or 0, 2):g} s after it began, its limit"
+            )
         if run.ending == "stopping":
             return _bad("failed", "ended: runschedule was stopped, and the run was not finished within the grace")
         code = os.waitstatus_to_exitcode(run.status)
@@ -536,7 +618,7 @@ class Serve:
                 continue
             if not run.killed:
                 wake = min(wake, run.until - (run.margins.kill if run.ending or run.verdict else run.margins.term))
-                for moment in (run.kill_at, run.leave_by, None if run.ending else run.finish_by):
+                for moment in (run.kill_at, run.leave_by, None if run.ending or run.verdict else run.finish_by):
                     wake = wake if moment is None else min(wake, moment)
             if run.channel.pending:
                 wake = min(wake, now + 0.05)

@@ -19,5 +19,5 @@ else:
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = ".contract" if name == "LockContract" else ".runs"
+        module = {"LockContract": ".contract"}.get(name, ".runs")
         return getattr(import_module(module, __name__), name)

@@ -23,6 +23,7 @@ import pytest
 
 from ..cron import Cron, Every
 from ..entries import Claim, Cleanup, DueTimes, Occurrence, Outcome, ReleasedClaim, Row, ScheduledTask, Skip, Trigger
+from ..locks.ahead import Reach
 from ..locks.base import BaseLock, Before, Declarations, Elsewhere, nowhere_else
 
 THREE = datetime(2030, 1, 1, 3, tzinfo=timezone.utc)
@@ -34,6 +35,9 @@ LEASE = timedelta(seconds=30)
 BREAK = timedelta(seconds=10)
 HOURLY = Every(HOUR)
 SUCCEEDED = Outcome(status="succeeded")
+AHEAD = THREE + 3 * DAY
+"""What the store's clock said while it was ahead."""
+REACH = Reach(far=2 * LEASE, rest=2 * LEASE + BREAK, retry=2 * LEASE, lease=LEASE)
 FILTERED = Outcome(status="skipped", reason="filtered", started=False)
 
 
@@ -153,6 +157,14 @@ class Server:
         assert claim is not None
         return claim
 
+    def retry(self, due_at: datetime, attempt: int, *, now: datetime) -> Claim | None:
+        """Claim a further attempt at a due time, or return None."""
+        return self.run(due_at, now=now, attempt=attempt, trigger=self.row(self._name).trigger)
+
+    @property
+    def _name(self) -> str:
+        return next(iter(self.declared.rows))
+
     def skip(self, due_at: datetime, *, now: datetime, reason: Any = "held", **more: Any) -> Skip | None:
         skip = Skip(occurrence=self.occurrence(due_at, **more), reason=reason)
         skips = self.lock.skip([skip], record=self.notes.skipped, now=now)
@@ -171,6 +183,12 @@ class Server:
 
     def reap(self, now: datetime) -> list[Cleanup]:
         return self.lock.reap(server=self.name, record=self.notes.cleaned, now=now)
+
+    def set_right(self, now: datetime, **more: Any) -> list[str]:
+        """Mend all rows, and one that is not there."""
+        reach = dataclasses.replace(REACH, **more)
+        names = [*(row.task for row in self.lock.rows()), "nobody"]
+        return self.lock.set_right(dict.fromkeys(names, reach), following=following, now=now)
 
     def due(self, now: datetime, **more: Any) -> list[str]:
         return [row.task for row in self.lock.look(self.declared, now=now, **more).due]
@@ -903,3 +921,602 @@ class LockContract:
         web1.claim(a, now=THREE, slots=1)
         assert web1.claim(b, now=THREE + LEASE - SECOND, slots=1) == []
         assert len(web1.claim(b, now=THREE + LEASE, slots=1)) == 1
+
+    # -- what a row owes: another attempt -----------------------------------------------------------------------------
+
+    def test_a_failed_attempt_is_owed_and_made_by_whichever_server_comes(self, web1: Server, web2: Server) -> None:
+        first = web1.must_run(THREE, trigger="catch_up")
+        web1.release(first, now=THREE + SECOND, retry_in=MINUTE)
+        row = web2.row()
+        again_at = THREE + SECOND + MINUTE
+        assert (row.owner, row.retry_at, row.attempt, row.trigger) == (None, again_at, 2, "catch_up")
+        assert (row.last_due_at, row.next_due_at) == (THREE, THREE + HOUR)
+        assert web2.retry(THREE, 2, now=again_at - timedelta(milliseconds=1)) is None
+        second = web2.retry(THREE, 2, now=again_at)
+        assert second is not None
+        assert second.fence > first.fence
+        row = web2.row()
+        assert (row.owner, row.retry_at, row.attempt) == (second.owner, None, 2)
+        assert (row.last_due_at, row.next_due_at) == (THREE, THREE + HOUR)
+
+    def test_an_attempt_is_made_once(self, web1: Server, web2: Server) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        again = web1.retry(THREE, 2, now=THREE + MINUTE)
+        assert again is not None
+        assert web2.retry(THREE, 2, now=THREE + MINUTE) is None
+        web1.release(again, now=THREE + 2 * MINUTE)
+        for attempt in (1, 2, 3):
+            assert web2.retry(THREE, attempt, now=THREE + 3 * MINUTE) is None
+        assert web2.run(THREE, now=THREE + 3 * MINUTE) is None
+
+    def test_a_look_finds_what_is_owed(self, web1: Server) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        assert web1.due(THREE + MINUTE - SECOND) == []
+        assert web1.due(THREE + MINUTE - SECOND, ahead=5 * SECOND) == ["shop.refresh"]
+        assert web1.due(THREE + MINUTE) == ["shop.refresh"]
+        again = web1.retry(THREE, 2, now=THREE + MINUTE)
+        assert again is not None
+        assert web1.due(THREE + 2 * MINUTE) == []
+
+    def test_a_back_off_takes_no_slot_and_a_dead_server_costs_it_nothing(self, lock: BaseLock, notes: Notes) -> None:
+        server, other = (Server(lock, notes, a_task("a"), a_task("b"), name=name) for name in ("web1", "web2"))
+        server.sync(THREE - HOUR)
+        a, b = (server.occurrence(THREE, task) for task in server.declared.tasks.values())
+        (claim,) = server.claim(a, now=THREE, slots=1)
+        server.release(claim, now=THREE, retry_in=MINUTE)
+        assert len(server.claim(b, now=THREE, slots=1)) == 1
+        assert other.reap(THREE + 59 * SECOND) != []  # web1 was killed, and held the other task alone
+        assert other.retry(THREE, 2, now=THREE + MINUTE) is not None
+
+    def test_the_next_due_time_goes_before_an_attempt_that_is_owed(self, web1: Server, web2: Server) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=50 * MINUTE)
+        assert web2.run(THREE + HOUR) is not None
+        assert (web2.row().retry_at, web2.row().attempt) == (None, 1)
+        assert web1.retry(THREE, 2, now=THREE + HOUR) is None
+
+    def test_a_slow_server_does_not_take_the_next_due_times_attempt_for_the_last_ones(
+        self, web1: Server, web2: Server
+    ) -> None:
+        for due_at in (THREE, THREE + HOUR):
+            web1.release(web1.must_run(due_at), now=due_at, retry_in=MINUTE)
+        assert web2.retry(THREE, 2, now=THREE + HOUR + MINUTE) is None
+        assert web2.retry(THREE + HOUR, 2, now=THREE + HOUR + MINUTE) is not None
+
+    def test_an_attempt_never_comes_after_the_next_due_time(self, web1: Server) -> None:
+        web1.release(web1.must_run(THREE), now=THREE + MINUTE, retry_in=59 * MINUTE)
+        assert web1.row().retry_at is None
+
+    def test_a_due_time_that_was_skipped_meanwhile_ends_the_attempts_before_it(
+        self, web1: Server, web2: Server
+    ) -> None:
+        claim = web1.must_run(THREE)
+        web1.renew(claim, now=THREE + HOUR)
+        assert web2.skip(THREE + HOUR, now=THREE + HOUR) is not None
+        web1.release(claim, now=THREE + HOUR + SECOND, retry_in=MINUTE)
+        assert web1.row().retry_at is None
+        web1.release(web1.must_run(THREE + 2 * HOUR), now=THREE + 2 * HOUR, retry_in=MINUTE)
+        assert web2.skip(THREE + 3 * HOUR, now=THREE + 3 * HOUR, reason="missed") is not None
+        assert web2.row().retry_at is None
+
+    def test_an_attempt_minds_no_break_but_never_overlaps(self, web1: Server, web2: Server) -> None:
+        web1.release(web1.must_run(THREE, min_break=10 * MINUTE), now=THREE, retry_in=MINUTE)
+        manual = web2.must_run(THREE + SECOND, trigger="manual")
+        web2.renew(manual, now=THREE + MINUTE)
+        assert web1.retry(THREE, 2, now=THREE + MINUTE) is None
+        web2.release(manual, now=THREE + 2 * MINUTE)
+        assert web1.retry(THREE, 2, now=THREE + 2 * MINUTE) is not None
+
+    def test_who_lost_its_lease_leaves_nothing_owed(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(THREE)
+        web2.reap(THREE + MINUTE)
+        assert web1.release(claim, now=THREE + MINUTE, retry_in=MINUTE) == [False]
+        assert web1.row().retry_at is None
+
+    def test_a_release_that_is_sent_again_owes_one_attempt(self, web1: Server) -> None:
+        claim = web1.must_run(THREE)
+        assert web1.release(claim, now=THREE, retry_in=MINUTE) == [True]
+        assert web1.release(claim, now=THREE + SECOND, retry_in=MINUTE) == [True]
+        assert (web1.row().retry_at, web1.row().attempt) == (THREE + MINUTE, 2)
+
+    def test_runs_that_may_overlap_are_tried_again_too(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(overlap="allow"))
+        server.sync(THREE - HOUR)
+        first = server.must_run(THREE)
+        server.release(first, now=THREE + SECOND, retry_in=MINUTE)
+        assert server.row().retry_at == THREE + MINUTE + SECOND
+        second = server.retry(THREE, 2, now=THREE + 2 * MINUTE)
+        assert second is not None
+        assert server.renew(second, now=THREE + 2 * MINUTE + SECOND) == [True]
+        assert server.release(second, now=THREE + 3 * MINUTE) == [True]
+        assert server.retry(THREE, 2, now=THREE + 3 * MINUTE) is None
+
+    def test_many_are_released_each_with_its_own_wait(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task("a"), a_task("b"), a_task("c"))
+        server.sync(THREE - HOUR)
+        claims = server.claim(*(server.occurrence(THREE, t) for t in server.declared.tasks.values()), now=THREE)
+        waits = [None, MINUTE, 2 * MINUTE]
+        released = [
+            ReleasedClaim(claim=claim, outcome=SUCCEEDED, min_break=BREAK, retry_in=wait)
+            for claim, wait in zip(claims, waits, strict=True)
+        ]
+        lock.release(released, record=notes.finished, now=THREE)
+        assert [server.row(name).retry_at for name in "abc"] == [None, THREE + MINUTE, THREE + 2 * MINUTE]
+
+    def test_an_older_version_makes_no_attempt_under_a_newer_schedule(self, web1: Server, lock: BaseLock) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        newer = Server(lock, web1.notes, a_task(timetable=Cron("30 * * * *", "UTC")), name="web2")
+        newer.sync(THREE + SECOND)
+        assert web1.retry(THREE, 2, now=THREE + MINUTE) is None
+        assert newer.retry(THREE, 2, now=THREE + MINUTE) is not None
+
+    # -- what a row owes when its server has died ---------------------------------------------------------------------
+
+    def test_the_due_time_of_a_dead_server_is_run_again_where_the_task_says_so(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        web1, web2 = (Server(lock, notes, a_task(rerun=True), name=name) for name in ("web1", "web2"))
+        web1.sync(THREE - HOUR)
+        dead = web1.must_run(THREE)
+        (cleanup,) = web2.reap(THREE + MINUTE)
+        assert cleanup.owner == dead.owner
+        assert (web2.row().retry_at, web2.row().attempt) == (THREE + MINUTE, 2)
+        again = web2.retry(THREE, 2, now=THREE + MINUTE)
+        assert again is not None
+        assert again.fence > dead.fence + 1
+        assert web1.renew(dead, now=THREE + MINUTE) == [False]
+
+    def test_a_task_that_kills_its_servers_is_run_again_three_times_and_no_more(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        server.must_run(THREE)
+        for attempt in (2, 3, 4):
+            server.reap(THREE + attempt * MINUTE)
+            assert server.retry(THREE, attempt, now=THREE + attempt * MINUTE) is not None
+        server.reap(THREE + 10 * MINUTE)
+        assert server.row().retry_at is None
+        assert server.due(THREE + 30 * MINUTE) == []
+
+    def test_nothing_is_run_again_after_a_newer_due_time(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        server.must_run(THREE)
+        server.reap(THREE + 2 * HOUR)
+        assert server.row().retry_at is None
+        claim = server.must_run(THREE + 2 * HOUR)
+        server.renew(claim, now=THREE + 3 * HOUR)
+        assert server.skip(THREE + 3 * HOUR, now=THREE + 3 * HOUR) is not None
+        server.reap(THREE + 3 * HOUR + MINUTE)
+        assert server.row().retry_at is None
+
+    def test_neither_a_run_by_hand_nor_one_whose_lock_was_freed_by_hand_is_run_again(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        server.release(server.must_run(THREE), now=THREE)
+        server.must_run(THREE + MINUTE, trigger="manual")
+        server.reap(THREE + 2 * MINUTE)
+        assert server.row().retry_at is None
+        server.must_run(THREE + HOUR)
+        lock.free("shop.refresh", server="web1", record=notes.cleaned, now=THREE + HOUR + SECOND)
+        assert server.row().retry_at is None
+        assert server.due(THREE + HOUR + MINUTE) == []
+
+    # -- what people ask for ------------------------------------------------------------------------------------------
+
+    def test_a_paused_task_is_neither_claimed_nor_skipped_nor_seen(self, web1: Server, lock: BaseLock) -> None:
+        assert lock.pause(["shop.refresh", "nobody"], reason="the shop moves", now=THREE - MINUTE) == ["shop.refresh"]
+        row = web1.row()
+        assert (row.paused, row.paused_at, row.paused_reason) == (True, THREE - MINUTE, "the shop moves")
+        assert web1.due(THREE) == []
+        assert web1.run(THREE) is None
+        assert web1.skip(THREE, now=THREE, reason="missed") is None
+        lock.pause(["shop.refresh"], reason="still", now=THREE)
+        assert (web1.row().paused_at, web1.row().paused_reason) == (THREE - MINUTE, "still")
+        assert web1.run(THREE, trigger="manual") is not None
+
+    def test_what_runs_goes_on_while_its_task_is_paused(self, web1: Server, lock: BaseLock) -> None:
+        claim = web1.must_run(THREE)
+        lock.pause(["shop.refresh"], now=THREE + SECOND)
+        assert web1.renew(claim, now=THREE + 2 * SECOND) == [True]
+        assert web1.release(claim, now=THREE + 3 * SECOND) == [True]
+
+    def test_what_was_due_during_a_pause_counts_as_done(self, web1: Server, lock: BaseLock) -> None:
+        lock.pause(["shop.refresh"], now=THREE - MINUTE)
+        at = THREE + 2 * HOUR + MINUTE
+        assert lock.resume(["shop.refresh", "nobody"], following=following, now=at) == ["shop.refresh"]
+        row = web1.row()
+        assert (row.paused, row.paused_at, row.paused_reason) == (False, None, "")
+        assert (row.last_due_at, row.next_due_at) == (at, THREE + 3 * HOUR)
+        assert web1.run(THREE + 2 * HOUR, now=at) is None
+        assert web1.run(THREE + 3 * HOUR) is not None
+        assert lock.resume(["shop.refresh"], following=following, now=at) == []
+
+    def test_resuming_never_lowers_what_has_been_claimed(self, web1: Server, lock: BaseLock) -> None:
+        web1.release(web1.must_run(THREE + HOUR), now=THREE + HOUR, retry_in=MINUTE)
+        lock.pause(["shop.refresh"], now=THREE + HOUR)
+        lock.resume(["shop.refresh"], following=following, now=THREE)  # a clock that was set back
+        row = web1.row()
+        assert (row.last_due_at, row.next_due_at, row.retry_at) == (THREE + HOUR, THREE + 2 * HOUR, None)
+
+    def test_nothing_owed_or_wanted_starts_while_it_is_paused(self, web1: Server, lock: BaseLock) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        assert lock.want("shop.refresh", now=THREE) == THREE
+        for names in (["shop.refresh"], None):
+            lock.pause(names, now=THREE)
+            assert web1.retry(THREE, 2, now=THREE + MINUTE) is None
+            assert web1.run(THREE, trigger="manual", requested=True, now=THREE + MINUTE) is None
+            assert web1.due(THREE + MINUTE) == []
+            assert lock.want("shop.refresh", now=THREE + MINUTE) is None
+            assert lock.resume(names, following=following, now=THREE) != []
+
+    def test_everything_can_be_paused_and_single_pauses_outlive_that(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task("a"), a_task("b"))
+        server.sync(THREE - HOUR)
+        lock.pause(["a"], now=THREE - MINUTE)
+        lock.pause(None, reason="all hands", now=THREE - MINUTE)
+        look = lock.look(server.declared, now=THREE)
+        assert (look.paused, look.due) == (True, ())
+        assert server.claim(server.occurrence(THREE, server.declared.tasks["b"]), now=THREE) == []
+        at = THREE + MINUTE
+        assert lock.resume(None, following=following, now=at) == ["b"]
+        look = lock.look(server.declared, now=at)
+        assert (look.paused, look.due) == (False, ())
+        assert [row.paused for row in lock.rows(["a", "b"])] == [True, False]
+        assert server.claim(server.occurrence(THREE, server.declared.tasks["b"]), now=at) == []
+        assert server.due(THREE + HOUR) == ["b"]
+        assert lock.resume(None, following=following, now=at) == []
+
+    def test_a_task_that_another_store_has_is_left_alone_when_everything_is_resumed(
+        self, web1: Server, lock: BaseLock
+    ) -> None:
+        lock.pause(None, now=THREE - MINUTE)
+        lock.leave(["shop.refresh"], to="other")
+        before = web1.row()
+        lock.resume(None, following=following, now=THREE + HOUR)
+        assert web1.row() == before
+
+    def test_an_interruption_is_seen_by_every_look(self, web1: Server, lock: BaseLock) -> None:
+        assert lock.look(web1.declared, now=THREE).interrupted_at is None
+        lock.interrupt(now=THREE)
+        lock.interrupt(now=THREE + SECOND)
+        assert lock.look(web1.declared, now=THREE + MINUTE).interrupted_at == THREE + SECOND
+
+    def test_a_run_that_is_asked_for_is_made_once_by_whichever_server_looks_next(
+        self, web1: Server, web2: Server, lock: BaseLock
+    ) -> None:
+        at = THREE - 10 * MINUTE
+        before = web1.row()
+        assert lock.want("shop.refresh", now=at) == at
+        assert lock.want("shop.refresh", now=at + SECOND) == at
+        assert lock.want("nobody", now=at) is None
+        assert web1.due(at) == web2.due(at) == ["shop.refresh"]
+        assert web1.run(at + SECOND, trigger="manual", requested=True) is None
+        claim = web2.run(at, trigger="manual", requested=True)
+        assert claim is not None
+        assert web1.run(at, trigger="manual", requested=True) is None
+        row = web1.row()
+        assert (row.wanted_at, row.owner) == (None, claim.owner)
+        assert (row.last_due_at, row.next_due_at) == (before.last_due_at, before.next_due_at)
+        web2.release(claim, now=at + SECOND)
+        assert web1.due(at + MINUTE) == []
+
+    def test_a_due_time_that_comes_first_leaves_what_was_asked_for(self, web1: Server, lock: BaseLock) -> None:
+        lock.want("shop.refresh", now=THREE - SECOND)
+        web1.release(web1.must_run(THREE), now=THREE)
+        assert web1.due(THREE + SECOND) == ["shop.refresh"]
+        assert web1.run(THREE - SECOND, trigger="manual", requested=True, now=THREE + SECOND) is not None
+
+    def test_a_holder_that_is_cancelled_keeps_its_lease_until_it_has_ended(
+        self, web1: Server, web2: Server, lock: BaseLock
+    ) -> None:
+        claim = web1.must_run(THREE)
+        web1.renew(claim, now=THREE + 10 * SECOND)
+        assert lock.cancel({"shop.refresh": "somebody else"}, now=THREE + 11 * SECOND) == []
+        assert not web1.row().cancelled
+        assert lock.cancel({"shop.refresh": claim.owner}, now=THREE + 12 * SECOND) == ["shop.refresh"]
+        assert web1.renew(claim, now=THREE + 20 * SECOND) == [False]
+        row = web1.row()
+        assert (row.cancelled, row.owner, row.expires_at) == (True, claim.owner, THREE + 40 * SECOND)
+        assert web2.run(THREE + HOUR, now=THREE + HOUR) is None
+        assert web1.release(claim, now=THREE + 21 * SECOND) == [True]
+        assert not web1.row().cancelled
+        again = web2.must_run(THREE + HOUR)
+        assert web2.renew(again, now=THREE + HOUR + SECOND) == [True]
+
+    def test_a_cancelled_holder_that_is_dead_is_cleaned_up(self, web1: Server, web2: Server, lock: BaseLock) -> None:
+        claim = web1.must_run(THREE)
+        lock.cancel({"shop.refresh": claim.owner}, now=THREE + SECOND)
+        assert len(web2.reap(THREE + MINUTE)) == 1
+        assert not web2.row().cancelled
+
+    def test_a_retired_row_is_looked_at_no_more_until_its_task_is_declared_again(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        other = Server(lock, notes, a_task("other"))
+        other.sync(THREE - MINUTE)
+        fence = web1.row().fence
+        assert lock.retire(["shop.refresh", "nobody"], now=THREE) == ["shop.refresh"]
+        assert web1.due(THREE + HOUR) == ["other"]
+        back = Server(lock, notes, a_task(), a_task("third"))
+        back.sync(THREE + MINUTE)
+        assert sorted(back.due(THREE + HOUR)) == ["other", "shop.refresh", "third"]
+        assert web1.row().fence >= fence
+
+    def test_a_row_that_is_held_is_neither_retired_nor_forgotten(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(on_every_server=True))
+        server.sync(THREE - HOUR)
+        claim = server.must_run(THREE)
+        assert lock.retire([claim.occurrence.row], now=THREE) == []
+        assert lock.forget([claim.occurrence.row], now=THREE) == []
+        assert server.row("shop.refresh@web1").owner == claim.owner
+
+    def test_the_row_of_a_server_that_is_gone_is_forgotten_and_its_fence_still_rises(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task(on_every_server=True))
+        server.sync(THREE - HOUR)
+        claim = server.must_run(THREE)
+        server.release(claim, now=THREE)
+        assert lock.forget(["shop.refresh@web1", "shop.refresh@web9"], now=THREE + DAY) == ["shop.refresh@web1"]
+        assert lock.rows(["shop.refresh@web1"]) == []
+        # With the very declarations that it had before.
+        assert not lock.look(server.declared, now=THREE + 40 * DAY).known
+        assert server.sync(THREE + 40 * DAY) == (["shop.refresh@web1"], [])
+        assert server.must_run(THREE + 40 * DAY + HOUR).fence > claim.fence
+
+    def test_a_row_that_all_servers_share_is_never_forgotten(self, web1: Server, lock: BaseLock) -> None:
+        assert lock.forget(["shop.refresh"], now=THREE + 365 * DAY) == []
+        assert web1.row().task == "shop.refresh"
+
+    # -- a clock that was ahead, and was put right --------------------------------------------------------------------
+
+    def test_what_was_counted_as_done_by_a_clock_that_was_ahead_runs_at_its_next_due_time(self, web1: Server) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD + SECOND)
+        back = THREE - 10 * MINUTE
+        fence = web1.row().fence
+        assert web1.due(THREE) == []
+        assert web1.run(THREE) is None
+        assert web1.set_right(back) == ["shop.refresh"]
+        row = web1.row()
+        assert (row.last_due_at, row.next_due_at, row.not_before, row.fence) == (back, THREE, back, fence)
+        assert web1.set_right(back + SECOND) == []
+        assert web1.row() == row
+        assert web1.due(back) == []
+        for past in (back, back - SECOND, THREE - HOUR / 4):
+            assert web1.run(past, now=back + SECOND) is None
+        assert web1.due(THREE) == ["shop.refresh"]
+        claim = web1.must_run(THREE)
+        assert claim.fence > fence
+        web1.release(claim, now=THREE + SECOND)
+        assert web1.run(THREE, now=THREE + MINUTE) is None
+
+    def test_a_due_time_that_ran_ahead_of_its_time_runs_again_when_that_comes(self, web1: Server) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        web1.set_right(THREE)
+        assert web1.run(AHEAD) is not None
+
+    def test_a_task_that_was_registered_by_a_clock_that_was_ahead_is_due_in_its_time(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task())
+        server.sync(AHEAD)
+        assert server.set_right(THREE - MINUTE) == ["shop.refresh"]
+        row = server.row()
+        assert (row.last_due_at, row.schedule_since, row.next_due_at) == (THREE - MINUTE, THREE - MINUTE, THREE)
+        assert server.run(THREE) is not None
+
+    def test_a_schedule_that_was_taken_over_by_a_clock_that_was_ahead_counts_from_now(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        other = Server(lock, notes, a_task(timetable=Every(HOUR / 3)))
+        other.sync(AHEAD)
+        assert other.set_right(THREE - MINUTE) == ["shop.refresh"]
+        row = other.row()
+        assert (row.last_due_at, row.schedule_since) == (THREE - HOUR / 2, THREE - MINUTE)
+        assert other.due(THREE) == ["shop.refresh"]
+        assert other.run(THREE) is not None
+
+    def test_a_due_time_of_the_old_schedule_that_is_open_stays_so_when_a_clock_is_set_right(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        other = Server(lock, notes, a_task(timetable=Every(3 * HOUR)))
+        other.sync(AHEAD)
+        other.set_right(THREE + MINUTE)
+        assert (other.row().last_due_at, other.row().next_due_at) == (THREE - HOUR / 2, THREE)
+
+    def test_a_hint_that_nobody_here_knows_is_early_and_one_of_a_retired_row_none(
+        self, web1: Server, lock: BaseLock
+    ) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        assert lock.set_right({"shop.refresh": REACH}, following=nobody_knows, now=THREE) == ["shop.refresh"]
+        assert web1.row().next_due_at == THREE
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        lock.retire(["shop.refresh"], now=AHEAD)
+        lock.set_right({"shop.refresh": REACH}, following=nobody_knows, now=THREE)
+        assert (web1.row().last_due_at, web1.row().next_due_at) == (THREE, None)
+
+    def test_what_is_within_the_reach_of_the_clock_is_untouched(self, web1: Server, lock: BaseLock) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        before = web1.row()
+        assert web1.set_right(AHEAD) == web1.set_right(AHEAD - 2 * LEASE) == []
+        assert web1.row() == before
+        assert web1.set_right(AHEAD - 2 * LEASE - SECOND, rest=3 * LEASE) == ["shop.refresh"]
+        assert web1.row().not_before == AHEAD + BREAK
+
+    def test_a_break_ends_when_a_clock_is_set_right_unless_it_may_be_so_long(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task())
+        server.sync(THREE - HOUR)
+        server.release(server.must_run(THREE, min_break=DAY), now=AHEAD)
+        for longest in (4 * DAY, None):
+            assert server.set_right(THREE + MINUTE, rest=longest) == []
+        assert server.run(THREE + HOUR) is None
+        assert server.set_right(THREE + MINUTE) == ["shop.refresh"]
+        row = server.row()
+        assert (row.last_due_at, row.not_before, row.next_due_at) == (THREE, THREE + MINUTE, THREE + HOUR)
+        assert server.run(THREE + HOUR) is not None
+
+    def test_what_is_owed_and_asked_for_is_begun_when_a_clock_is_set_right(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(timetable=Cron("0 3 1 1 *")))
+        server.sync(THREE - HOUR)
+        server.release(server.must_run(THREE), now=AHEAD, retry_in=MINUTE)
+        lock.want("shop.refresh", now=AHEAD)
+        back = THREE + 10 * MINUTE
+        assert server.retry(THREE, 2, now=back) is None
+        assert server.due(back) == []
+        assert server.set_right(back, retry=4 * DAY) == ["shop.refresh"]
+        assert (server.row().retry_at, server.row().wanted_at) == (AHEAD + MINUTE, back)
+        server.set_right(back)
+        assert server.due(back) == ["shop.refresh"]
+        row = server.row()
+        assert (row.last_due_at, row.retry_at, row.wanted_at) == (THREE, back, back)
+        claim = server.retry(THREE, 2, now=back)
+        assert claim is not None
+        server.release(claim, now=back)
+        assert server.run(back, trigger="manual", requested=True, now=back + SECOND) is not None
+
+    def test_what_is_owed_of_a_due_time_that_comes_again_is_dropped(self, web1: Server) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD, retry_in=MINUTE)
+        assert web1.row().retry_at == AHEAD + MINUTE
+        web1.set_right(THREE)
+        assert web1.row().retry_at is None
+        assert web1.due(THREE + MINUTE) == []
+
+    def test_a_holder_that_lives_keeps_its_lease_when_a_clock_is_set_right(self, web1: Server, web2: Server) -> None:
+        claim = web1.must_run(AHEAD)
+        back = THREE - MINUTE
+        assert web1.set_right(back) == ["shop.refresh"]
+        row = web1.row()
+        assert (row.owner, row.fence, row.expires_at) == (claim.owner, claim.fence, AHEAD + LEASE)
+        assert web1.renew(claim, now=back + SECOND) == [True]
+        row = web1.row()
+        assert (row.renewed_at, row.expires_at) == (back + SECOND, back + SECOND + LEASE)
+        assert web1.set_right(back + 2 * SECOND) == []
+        assert web1.row() == row
+        assert web2.run(THREE) is None
+        assert web1.release(claim, now=THREE) == [True]
+        assert web2.run(THREE, now=THREE + BREAK) is not None
+
+    def test_a_lease_of_a_clock_that_was_ahead_ends_in_time_when_it_is_not_renewed_again(
+        self, web1: Server, web2: Server
+    ) -> None:
+        claim = web1.must_run(AHEAD)
+        web1.renew(claim, now=THREE)
+        assert [cleanup.owner for cleanup in web2.reap(THREE + LEASE)] == [claim.owner]
+
+    def test_a_dead_holders_lock_is_freed_once_after_a_clock_was_set_right(
+        self, web1: Server, web2: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        claim = web1.must_run(AHEAD)
+        back = THREE - MINUTE
+        web1.set_right(back)
+        assert web2.reap(back + LEASE) == []
+        free: dict[str, Any] = {"owner": claim.owner, "server": "web2", "record": notes.cleaned, "now": back + LEASE}
+        cleanup = lock.free("shop.refresh", **free)
+        assert cleanup is not None
+        assert (cleanup.owner, cleanup.fence, cleanup.reason) == (claim.owner, claim.fence, "released_by_hand")
+        assert lock.free("shop.refresh", **free) is None
+        assert web2.reap(back + LEASE) == []
+        assert [each.owner for each in notes.cleanups] == [claim.owner]
+        assert web1.renew(claim, now=back + LEASE) == [False]
+        assert web2.must_run(THREE).fence > claim.fence
+
+    def test_nothing_is_owed_for_a_server_that_dies_after_its_clock_was_set_right(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        claim = server.must_run(AHEAD)
+        server.set_right(THREE - 10 * MINUTE)
+        server.renew(claim, now=THREE - 10 * MINUTE)
+        assert len(server.reap(THREE - MINUTE)) == 1
+        assert server.row().retry_at is None
+        assert server.due(THREE - MINUTE) == []
+
+    def test_the_slot_of_a_dead_holder_is_free_a_lease_after_a_clock_was_set_right(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task("a"), a_task("b"))
+        server.sync(THREE - HOUR)
+        a, b = server.declared.tasks.values()
+        assert len(server.claim(server.occurrence(AHEAD, a), now=AHEAD, slots=1)) == 1
+        assert server.claim(server.occurrence(THREE, b), now=THREE, slots=1) == []
+        server.set_right(THREE)
+        lock.free("a", server="web1", record=notes.cleaned, now=THREE + LEASE)
+        assert len(server.claim(server.occurrence(THREE, b), now=THREE + LEASE, slots=1)) == 1
+
+    def test_runs_that_may_overlap_end_a_lease_after_a_clock_was_set_right_unless_they_are_renewed(
+        self, lock: BaseLock, notes: Notes
+    ) -> None:
+        server = Server(lock, notes, a_task(overlap="allow"))
+        server.sync(THREE - HOUR)
+        dead, alive = server.must_run(AHEAD), server.must_run(AHEAD + HOUR)
+        server.set_right(THREE)
+        assert server.set_right(THREE) == []
+        assert server.renew(alive, now=THREE + SECOND) == [True]
+        assert server.reap(THREE + LEASE - SECOND) == []
+        assert [cleanup.owner for cleanup in server.reap(THREE + LEASE)] == [dead.owner]
+        assert server.release(alive, now=THREE + LEASE) == [True]
+
+    def test_runs_that_may_overlap_are_told_of_by_the_names_of_their_rows(self, lock: BaseLock, notes: Notes) -> None:
+        server = Server(lock, notes, a_task(overlap="allow"))
+        server.sync(THREE - HOUR)
+        claim = server.must_run(THREE)
+        server.renew(claim, now=AHEAD)
+        assert server.row().last_due_at == THREE
+        assert server.set_right(THREE) == ["shop.refresh"]
+        assert server.set_right(THREE) == []
+
+    def test_an_interrupt_by_a_clock_that_was_ahead_ends_nothing_that_begins_later(
+        self, web1: Server, lock: BaseLock
+    ) -> None:
+        lock.interrupt(now=AHEAD)
+        web1.set_right(THREE)
+        assert lock.look(web1.declared, now=THREE).interrupted_at == THREE
+        web1.set_right(THREE + SECOND)
+        assert lock.look(web1.declared, now=THREE + MINUTE).interrupted_at == THREE
+
+    def test_a_version_that_was_seen_by_a_clock_that_was_ahead_is_gone_in_time(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        newer = Server(lock, notes, a_task(timetable=Every(HOUR / 3)))
+        newer.sync(AHEAD)
+        assert lock.look(web1.declared, now=THREE + 6 * MINUTE).known
+        web1.set_right(THREE)
+        assert lock.look(web1.declared, now=THREE + 4 * MINUTE).known
+        assert not lock.look(web1.declared, now=THREE + 6 * MINUTE).known
+        assert web1.sync(THREE + 6 * MINUTE) == ([], ["shop.refresh"])
+        assert web1.row().schedule_since <= THREE + 6 * MINUTE
+
+    def test_a_pause_outlives_that_a_clock_is_set_right(self, web1: Server, lock: BaseLock) -> None:
+        web1.release(web1.must_run(AHEAD), now=AHEAD)
+        lock.pause(["shop.refresh"], reason="the shop moves", now=AHEAD)
+        assert web1.set_right(THREE - MINUTE) == ["shop.refresh"]
+        assert (web1.row().paused, web1.row().paused_reason) == (True, "the shop moves")
+        assert web1.run(THREE) is None
+
+    def test_each_of_many_rows_is_set_right_by_its_own(self, lock: BaseLock, notes: Notes) -> None:
+        tasks = [a_task(f"t{i:02}") for i in range(12)]
+        server = Server(lock, notes, *tasks)
+        server.sync(THREE - HOUR)
+        for i, task in enumerate(tasks):
+            server.claim(server.occurrence(AHEAD - i * HOUR, task), now=AHEAD)
+        reaches = {task.name: dataclasses.replace(REACH, far=(3 - i % 2) * DAY) for i, task in enumerate(tasks)}
+        done = lock.set_right(reaches, following=following, now=THREE + MINUTE)
+        assert done == [f"t{i:02}" for i in range(1, 12, 2)]
+        for i, row in enumerate(lock.rows([task.name for task in tasks])):
+            assert row.last_due_at == (THREE + MINUTE if i % 2 else AHEAD - i * HOUR)
+
+
+def nobody_knows(name: str, after: datetime) -> datetime | None:
+    """Know nothing of any schedule."""
+    return None
+
+
+def following(name: str, after: datetime) -> datetime | None:
+    """Return the next full hour, as ``HOURLY`` has it."""
+    return HOURLY.next(after)

@@ -14,7 +14,7 @@ from ..due import Policy
 from ..entries import Status
 from ..run.base import Ended
 from ..run.inline import InlineRunner
-from ..service import is_in_maintenance, stores
+from ..service import stores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,10 @@ def run_due(at: datetime, *, only: Iterable[str] | None = None, check: bool = Tr
     if unknown:
         raise ValueError(f"No task is named {unknown[0]!r}. Declared are: {', '.join(registry.tasks) or 'none'}.")
     tasks = {
-        name: dataclasses.replace(task, lock="default")
+        # Without jitter: who says at=03:00 means what is due at 03:00.
+        name: dataclasses.replace(task, lock="default", jitter=None)
         for name, task in registry.tasks.items()
-        if names is None or name in names
+        if (not task.is_ours if names is None else name in names)
     }
     runner = InlineRunner(
         registry.tasks,
@@ -72,7 +73,7 @@ def run_due(at: datetime, *, only: Iterable[str] | None = None, check: bool = Tr
         runner=runner,
         settings=settings,
         policy=Policy(lease=settings.lease, min_break=timedelta(0), catch_up=settings.catch_up),
-        maintenance=is_in_maintenance(settings),
+        maintenance=conf.is_in_maintenance(settings.maintenance_mode),
     )
     for store in composed:
         store.lock.sync(store.declared, now=at - timedelta(minutes=1))

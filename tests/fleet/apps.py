@@ -73,7 +73,9 @@ def set_clock_right(sender: Any, connection: Any, **more: Any) -> None:
         return
     skew = timedelta(seconds=float(os.environ[SKEW]))
 
-    def strftime(format: str, moment: str) -> str:
+    def strftime(format: str, moment: str | None) -> str | None:
+        if moment is None:  # an empty column, cast to a time
+            return None
         assert (format, moment) == ("%Y-%m-%d %H:%M:%f", "NOW")
         return (datetime.now(timezone.utc) - skew).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from multiserver_schedule.locks.base import BaseLock
 from multiserver_schedule.locks.cache import CacheLock
+from multiserver_schedule.locks.memcached import line, mend
 
 
 def careless_lock(alias: str, options: Mapping[str, Any]) -> BaseLock:
     """Return the lock that fits the cache, without the time that it gives to live owners to come back."""
-    lock = CacheLock(alias, options)
-    module: Any = sys.modules[type(lock).__module__]
+    lock: Any = CacheLock(alias, options)
+    where = mend if type(lock).__name__ == "MemcachedLock" else sys.modules[type(lock).__module__]
+    module: Any = where
     assert module.longest_lease
     module.longest_lease = lambda declared: timedelta(0)
-    if type(lock).__name__ == "MemcachedLock":
-        from multiserver_schedule.locks.memcached import line
-
+    if where is mend:
         line.UNCERTAIN = line.SHIFT = 0  # type: ignore[misc]
-        lock._longest = timedelta(0)  # type: ignore[attr-defined]
-    return lock
+        assert lock._mending.longest
+        lock._mending.longest = timedelta(0)
+    return cast("BaseLock", lock)

@@ -50,6 +50,16 @@ class Told:
     """Those that may run it; all, when none is named."""
     on_every_server: bool = False
     every_missed: bool = False
+    waits: bool = False
+    """Is it not skipped while another run has it, but waits for its end?"""
+    later: float = 0.0
+    """Seconds of jitter: each due time starts later by up to so much, always by the same."""
+    retries: int = 0
+    backoff: timedelta = timedelta(0)
+    failures: int = 0
+    """So many first attempts at each due time fail."""
+    reruns: int = 0
+    """How often a due time is run again because its server died."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +111,12 @@ def unaccounted(evidence: Evidence, tasks: Mapping[str, Told]) -> dict[str, int]
     return checker.unaccounted
 
 
-class _Clock:
+class Clock:
     """Maps boot time on the database's, by the pairs that the test noted."""
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self.pairs = sorted(
-            (line["at"], _moment(line["now"]), line["spread"]) for line in lines if line["event"] == "clock"
+            (line["at"], moment_of(line["now"]), line["spread"]) for line in lines if line["event"] == "clock"
         )
 
     def earliest(self, boot: float) -> datetime:
@@ -115,6 +125,11 @@ class _Clock:
         at, now, spread = self.pairs[found]
         # A millisecond, since SQLite's clock has no more.
         return now + timedelta(seconds=boot - at - spread / 2 - 0.001)
+
+    def at(self, boot: float) -> datetime:
+        """Return what it most likely said."""
+        earliest, latest = self.earliest(boot), self.latest(boot)
+        return earliest + (latest - earliest) / 2
 
     def latest(self, boot: float) -> datetime:
         """Return the latest that it can have said."""
@@ -140,7 +155,7 @@ class _Checker:
         self.slack = timedelta(seconds=slack)
         self.at_rest = at_rest
         self.wrong: list[str] = []
-        self.clock = _Clock(evidence.lines)
+        self.clock = Clock(evidence.lines)
         self.starts = [line for line in evidence.lines if line["event"] == "start"]
         self.claims = [run for run in evidence.runs if run.status != "skipped"]
         self.skips = [run for run in evidence.runs if run.status == "skipped"]
@@ -225,13 +240,16 @@ class _Checker:
         for task, due_at in sorted(both & {(run.task, run.due_at) for run in self.skips} - doubted):
             self.say("I1", f"{task} {due_at} was claimed and skipped")
         for run in self.claims:
-            if run.attempt > 1 and (run.task, run.due_at) not in doubted:
-                self.say("I1", f"{run.task} {run.due_at} has an attempt {run.attempt}, and nothing retries")
+            told = self.told(run.task)
+            most = 1 + told.retries + told.reruns if told is not None else 1
+            if run.attempt > most and (run.task, run.due_at) not in doubted:
+                retried = f"only {most - 1} are promised" if most > 1 else "nothing retries"
+                self.say("I1", f"{run.task} {run.due_at} has an attempt {run.attempt}, and {retried}")
         known = {(run.task, run.fence, run.due_at) for run in self.claims}
         for line in self.starts:
             if self.may_be_unwritten(line["keeper"]):
                 continue
-            if (line["task"], line["fence"], _moment(line["due_at"])) not in known:
+            if (line["task"], line["fence"], moment_of(line["due_at"])) not in known:
                 self.say(
                     "I1",
                     f"a process began for {line['task']} {line['due_at']} fence {line['fence']}, which nobody claimed",
@@ -365,7 +383,8 @@ class _Checker:
                 continue
             runs.sort(key=lambda run: run.started_at)
             for before, after in pairwise(runs):
-                if before.status in RELEASED and before.finished_at is not None:
+                # Another attempt has its own wait.
+                if before.status in RELEASED and before.finished_at is not None and after.attempt == 1:
                     rest = after.started_at - before.finished_at
                     if rest < told.min_break - self.slack:
                         self.say(
@@ -482,6 +501,6 @@ class _Checker:
                     )
 
 
-def _moment(text: str | datetime) -> datetime:
+def moment_of(text: str | datetime) -> datetime:
     moment = text if isinstance(text, datetime) else datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -22,14 +22,12 @@ from typing import Any, TypeVar
 
 import pytest
 from django.db import OperationalError, connections
-from django.db.models import Max
-from django.db.models.functions import Coalesce
 
+from multiserver_schedule.database import clock_of
 from multiserver_schedule.entries import Row
 from multiserver_schedule.exceptions import ScheduleError
 from multiserver_schedule.locks.base import BaseLock
 from multiserver_schedule.locks.cache import CacheLock
-from multiserver_schedule.locks.orm import UTCNow
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 
 from .. import caches, stores
@@ -507,10 +505,7 @@ class Fleet:
         """Return the clock of the locks' store."""
         if self.cache_lock is not None:
             return self.cache_lock.clock()
-        # An aggregate answers even where there is no row.
-        asked = ScheduleState.objects.using(self.store.alias).aggregate(now=Coalesce(Max(UTCNow()), UTCNow()))
-        answer: datetime = asked["now"]
-        return answer
+        return clock_of(ScheduleState.objects.using(self.store.alias))
 
     def pair(self) -> tuple[float, datetime]:
         """Ask what the database's clock says, and note it with the boot clock: one can then be mapped on the other."""

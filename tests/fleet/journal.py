@@ -18,7 +18,8 @@ lost        a receiver of ``lease_lost``                             task, due_a
 waiting     a server at the barrier; off when it has passed          server; off also wall, its own clock's time
 off
 launched    the test, of each server that it starts                  server, keeper, clock
-killed      the test; also stopped and continued                     server, keeper, pids
+killed      the test; also stopped, continued, terminated            server, keeper, pids
+ended       a drill, when it sees that a server has ended            server, keeper, status
 clock       the test: what the database's clock said at ``boot``     now, spread (seconds that the question took)
 =========== ======================================================== ==================================================
 """
@@ -32,6 +33,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+A_MOMENT = 5.0
+"""Seconds that a busy machine may add to what is done at once."""
 
 VARIABLE = "FLEET_JOURNAL"
 LONGEST = 4096  # up to a page, no write of another process gets in between

@@ -24,6 +24,7 @@ MULTISERVER_SCHEDULE = {
     key: timedelta(seconds=value) if key in DURATIONS and value is not None else value
     for key, value in json.loads(os.environ.get("FLEET_SETTINGS", "{}")).items()
 }
+MULTISERVER_SCHEDULE.setdefault("HOUSEKEEPING", False)
 DATABASES["default"].setdefault("OPTIONS", {}).update(json.loads(os.environ.get("FLEET_DATABASE_OPTIONS", "{}")))
 CACHES = settings_of(os.environ.get("FLEET_CACHES", ""))
 LOGGING = {

@@ -24,8 +24,19 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def work(seconds: float = 0.1, grandchild: bool = False, fails: bool = False, on_term: str = "") -> None:
-    """Be busy for so long, with a ``sleep`` beside it if wanted; ``on_term="ignore"`` makes it ignore SIGTERM."""
+def work(
+    seconds: float = 0.1,
+    grandchild: bool = False,
+    fails: bool = False,
+    on_term: str = "",
+    tick: float = TICK,
+    failures: int = 0,
+) -> None:
+    """
+    Be busy for so long, with a ``sleep`` beside it if wanted; ``on_term="ignore"`` makes it ignore SIGTERM.
+
+    It fails at the end if it ``fails``, or at that many first attempts at each due time.
+    """
     log, run = journal.mine(), current_run()
     assert run is not None
     about: dict[str, Any] = {
@@ -45,8 +56,8 @@ def work(seconds: float = 0.1, grandchild: bool = False, fails: bool = False, on
     if grandchild:
         log.write("grandchild", **about, child=subprocess.Popen(["sleep", "600"]).pid)
     while (left := until - boot()) > 0:
-        time.sleep(min(TICK, left))
+        time.sleep(min(tick, left))
         log.write("tick", **about)
     log.write("end", **about)
-    if fails:
+    if fails or run.attempt <= failures:
         raise RuntimeError("This task fails, as it was told to.")

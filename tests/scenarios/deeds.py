@@ -120,6 +120,12 @@ def fails() -> None:
     raise ValueError("no such rate")
 
 
+def note_environment() -> None:
+    """Note what this process could tell a service manager by."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(("NOTIFY_", "WATCHDOG_"))}
+    journal.mine().write("environment", **about(), found=found)
+
+
 # -- sessions
 
 

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from multiserver_schedule import current_run, schedule
 from multiserver_schedule.declare import Declaration, Decorator, Schedule
+from multiserver_schedule.declare.groups import Group
 from multiserver_schedule.entries import ScheduledTask
 from multiserver_schedule.run.current import CurrentRun
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 def refresh(base: str) -> int:
     """Stand for a function of some app."""
     return len(base)
+
+
+async def tidy_up() -> None:
+    """Stand for an async function."""
 
 
 # Every word returns what it was said to, so that the next one can be completed.
@@ -43,7 +48,16 @@ assert_type(schedule.command("a").without_overlapping(min_break=timedelta(0), le
 assert_type(schedule.command("a").overlap("allow").on_every_server().lock_with("cache").no_catch_up(), Declaration)
 assert_type(schedule.command("a").ensure_finished(minutes=30).catch_up(all=True), Declaration)
 assert_type(schedule.task("shop.digests").hourly().weekdays().ensure_finished(timedelta(hours=1)), Decorator)
+assert_type(schedule.command("a").before(refresh).after("shop.tell").on_success(tidy_up), Declaration)
+assert_type(
+    schedule.command("a").ping_before("https://a").then_ping("https://b").send_output_to(Path("c")), Declaration
+)
+assert_type(
+    schedule.task().email_output_to("a@b", "c@d").email_output_on_failure(["a@b"]).on_failure(refresh), Decorator
+)
 assert_type(schedule.tasks, Mapping[str, ScheduledTask])
+with schedule.group(timezone="UTC", on_failure=refresh, weekdays=True) as group:
+    assert_type(group, Group)
 assert_type(current_run(), CurrentRun | None)
 
 
@@ -74,6 +88,11 @@ schedule.command("a").overlap("never")  # type: ignore[arg-type]
 schedule.command("a").daily_at(3)  # type: ignore[arg-type]
 schedule.command("a").daily("13:00")  # type: ignore[call-arg]
 schedule.command("a").when(True)  # type: ignore[arg-type]
+schedule.command("a").after(5)  # type: ignore[arg-type]
+schedule.command("a").then_ping(None)  # type: ignore[arg-type]
+schedule.command("a").send_output_to(b"a")  # type: ignore[arg-type]
+schedule.command("a").email_output_to(5)  # type: ignore[arg-type]
+schedule.group("UTC")  # type: ignore[call-arg]
 schedule.command("a").hourli()  # type: ignore[attr-defined]
 schedule.command("a")(refresh)  # type: ignore[operator]
 schedule.call(5)  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ N is the server's own clock. It tells whole seconds and counts them a little lat
 and what has ended, and an upper bound is written. A row, the list of names, or everything may be lost at any moment:
 that is noticed, ``sync`` puts it right, and nobody claims until a live owner has had the time to come back.
 
-``lock.py`` takes the steps, over the one connection of ``line.py``; ``rows.py`` knows what an item becomes by each.
+``lock.py`` answers the questions of a pass, ``mend.py`` puts right what was lost; ``items.py`` reads and changes items
+over the one connection of ``line.py``. ``rows.py`` knows what an item holds, ``steps.py`` what it becomes by each step.
 """
 
 from .lock import MemcachedLock as MemcachedLock

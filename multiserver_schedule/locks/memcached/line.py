@@ -155,9 +155,11 @@ class Line:
             found.update(self._client.gets_many(items[start : start + KEYS_PER_READ]))
         return found
 
-    def write(self, items: Sequence[tuple[bytes, bytes, bytes | None]], connection: int) -> list[bool]:
+    def write(self, items: Sequence[tuple[bytes, bytes | None, bytes | None]], connection: int) -> list[bool]:
         """
         Write each item (key, value, token; no token: there must be no item yet), tell which were written.
+
+        Without a value it is deleted.
 
         None is written over another connection than ``connection``, which the tokens are of.
         """
@@ -192,7 +194,10 @@ class Line:
         return answers
 
 
-def _command(key: bytes, value: bytes, token: bytes | None) -> bytes:
+def _command(key: bytes, value: bytes | None, token: bytes | None) -> bytes:
+    if value is None:
+        # There is no "delete if it is still as it was": what is written so has ended before anybody reads it.
+        return b"cas %b 0 -1 0 %b\r\n\r\n" % (key, token or b"0")
     if token is None:
         return b"add %b 0 0 %d\r\n%b\r\n" % (key, len(value), value)
     return b"cas %b 0 0 %d %b\r\n%b\r\n" % (key, len(value), token, value)

@@ -2,105 +2,102 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import random
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 from django.core.cache import caches
-from django.core.exceptions import ImproperlyConfigured
 from pymemcache.exceptions import MemcacheError  # type: ignore[import-untyped]
 
-from ... import conf
-from ...entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, ScheduledTask, Skip
-from ...exceptions import ScheduleError, StoreTimeout
+from ...entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, Skip
+from ...exceptions import StoreTimeout
+from ..ahead import Reach
 from ..base import (
     Before,
     ClaimRecorder,
     CleanupRecorder,
     Declarations,
     Elsewhere,
+    Following,
     Look,
     ReleaseRecorder,
     SkipRecorder,
     Synced,
     nowhere_else,
 )
-from ..cached import CachedLock, longest_lease
-from ..versions import FORGOTTEN_AFTER, is_known, keys, newest_of, registered, take_overs
+from ..cached import CachedLock
+from ..versions import is_known
+from .items import ROUNDS, Items, boot_time, pause
 from .line import Line, server_of
+from .mend import Done, Mending
 from .rows import (
     STATE,
-    Directory,
     Kept,
     Moment,
     Read,
-    Reaped,
     Step,
-    arrived,
     as_row,
-    blank,
     claim_of,
-    claimed,
     directory_of,
-    encoded,
-    filled,
-    freed,
-    freed_by_hand,
-    from_row,
-    given_away,
     has_ended,
-    held_back,
     holds,
+    is_cancelled,
     is_row,
     length,
-    may_return,
-    may_start,
     micros,
-    micros_or_none,
     owners_of,
-    part_key,
-    reaped,
-    recorded,
     refreshed,
-    renewed,
-    rescheduled,
-    returned,
     row_key,
     row_keys,
+    runs_of,
     scope_of,
     server_key,
+    time_of,
+    time_or_none,
+    versions_of,
+    wanted_from,
+)
+from .steps import (
+    Reaped,
+    all_paused,
+    all_resumed,
+    arrived,
+    blank,
+    cancelled,
+    caught_up,
+    claimed,
+    freed,
+    freed_by_hand,
+    given_away,
+    interrupted,
+    may_be_forgotten,
+    may_return,
+    may_start,
+    paused,
+    reaped,
+    recorded,
+    renewed,
+    resumed,
+    retired,
+    returned,
+    righted,
     skipped,
     slots_freed,
     slots_renewed,
-    state_of,
-    time_of,
-    time_or_none,
-    usable,
-    versions_of,
+    slots_righted,
+    state_righted,
+    wanted,
     was_released,
-    was_restarted,
-    with_names,
 )
 
-ROUNDS: Final = 40
-"""How often a change is tried anew, where others change the same row."""
 CLAIM_ROUNDS: Final = 8
-"""The same for a claim: what it has not won by then, the next look offers again."""
+"""How often a claim is tried anew, where others change the same rows; the next look offers what it has not won."""
 
 logger: Final = logging.getLogger("multiserver_schedule")
-
-_CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
-
-
-# -- what a call finds, and what it leaves for the next ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,69 +107,6 @@ class _Pending:
     owners: Mapping[str, Occurrence]
     server: str
     until: float
-
-
-@dataclass(slots=True)
-class _Findings:
-    """What is not as this version needs it; ``sync`` puts it right."""
-
-    directory: Directory
-    held: dict[str, ScheduledTask]
-    """By row: the tasks whose schedule this version's is."""
-    lost: list[str]
-    """Named in the directory, now or before, and without a row."""
-    missing: list[str]
-    """Held, neither named nor there: new, or lost with everything."""
-    off: list[str]
-    """Held, and there with another schedule, or with none."""
-    unnamed: list[str]
-    """There, and not named in the directory."""
-
-    @property
-    def is_fine(self) -> bool:
-        """Is there nothing to be put right?"""
-        return self.directory.is_whole and not (self.lost or self.missing or self.off or self.unnamed)
-
-
-@dataclass(slots=True)
-class _Writes:
-    """Rows that ``sync`` is about to write, by name, and what is to be said of each that is written."""
-
-    rows: dict[str, Kept] = field(default_factory=dict)
-    registered: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    lost: dict[str, datetime | None] = field(default_factory=dict)
-    trouble: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Done:
-    """What ``sync`` has done so far."""
-
-    registered: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    lost: dict[str, datetime | None] = field(default_factory=dict)
-    trouble: list[str] = field(default_factory=list)
-    until: int = 0
-    """What is lost counts as done until then."""
-    began_empty: bool = False
-
-    def note(self, trouble: str) -> None:
-        """Remember how something was lost."""
-        if trouble not in self.trouble:
-            self.trouble.append(trouble)
-
-    def add(self, writes: _Writes, written: set[str], moment: Moment) -> None:
-        """Remember what is to be said of those rows that were written."""
-        self.registered += [name for name in writes.registered if name in written]
-        self.changed += [name for name in writes.changed if name in written]
-        lost = {name: last for name, last in writes.lost.items() if name in written}
-        if lost:
-            self.lost.update(lost)
-            self.until = moment.past
-        for name, trouble in writes.trouble.items():
-            if name in written:
-                self.note(trouble)
 
 
 class MemcachedLock(CachedLock):
@@ -189,14 +123,8 @@ class MemcachedLock(CachedLock):
         server, name = server_of(self.cache, alias)
         given = caches.settings[self.cache].get("OPTIONS") or {}
         self._line = Line(server, name, self.timeout, given.get("tls_context"))
-        self._make_key: Callable[[str], Any] = caches[self.cache].make_key
-        self._items: dict[str, bytes] = {}
-        self._item(STATE)  # A prefix that makes no key is said here, and not at three in the morning.
-        self._names: set[str] = set()
-        """What the directory has ever named: a process that goes on knows what was there before all was lost."""
-        self._parts = 1
-        self._longest = conf.load().lease
-        self._fingerprints: tuple[object, dict[str, str]] = (None, {})
+        self._items = Items(alias, self.cache, self._line)
+        self._mending = Mending(self._items)
         self._pending: list[_Pending] = []
         self._stands: dict[str, int] = {}
         """Until when each lease of this process stands, by the server's clock."""
@@ -207,37 +135,37 @@ class MemcachedLock(CachedLock):
 
     def look(self, declared: Declarations, *, ahead: timedelta = timedelta(0), now: datetime | None = None) -> Look:
         with self._line.call():
-            read = self._read_all(declared.rows, now)
+            read = self._items.read_all(declared.rows, now)
             lower = read.moment.lower
             at = time_of(lower)
             state = read.get(STATE)
             if state is None:
                 return Look(now=at, known=False)
             known, stale = is_known(declared, versions_of(state, declared.server), at)
-            known = known and read.is_sound and self._findings(declared, read, state).is_fine
+            known = known and read.is_sound and self._mending.findings(declared, read, state).is_fine
             if stale and read.is_sound:
                 # Whoever is first: the others find it refreshed.
-                self._write(read, {STATE: refreshed(state, stale, lower)})
+                self._items.write(read, {STATE: refreshed(state, stale, lower)})
         until = lower + length(ahead)
         due: list[tuple[Any, Row]] = []
         expired = False
         for _, kept in read.rows():
             expired = expired or has_ended(kept, lower)
-            following = kept.get("next_due_at")
-            if following is None or following > until or kept.get("paused_at") or kept.get("moved_to"):
+            first = wanted_from(kept)
+            if first is None or first > until or kept.get("paused_at") or kept.get("moved_to"):
                 continue
             scope = scope_of(kept["task"])
             if not scope or scope == declared.server:
                 row = as_row(kept)
-                due.append(((following, row.not_before, row.task), row))
+                due.append(((first, row.not_before, row.task), row))
         due.sort(key=lambda pair: pair[0])
-        paused = bool(state.get("paused_at"))
+        is_paused = bool(state.get("paused_at"))
         return Look(
             now=at,
             known=known,
-            paused=paused,
+            paused=is_paused,
             interrupted_at=time_or_none(state.get("interrupted_at")),
-            due=() if paused else tuple(row for _, row in due),
+            due=() if is_paused else tuple(row for _, row in due),
             expired=expired,
         )
 
@@ -247,7 +175,7 @@ class MemcachedLock(CachedLock):
 
     def rows(self, names: Iterable[str] | None = None) -> list[Row]:
         with self._line.call():
-            read = self._read_all((), None) if names is None else self._read(row_keys(names), None)
+            read = self._items.read_all((), None) if names is None else self._items.read(row_keys(names), None)
         rows = [as_row(kept) for _, kept in read.rows()]
         return sorted(rows, key=lambda row: row.task)
 
@@ -259,33 +187,24 @@ class MemcachedLock(CachedLock):
         """
         Put the rows in step with these declarations, unless a newer version's hold, and put right what was lost.
 
-        1. Read everything. Ask elsewhere, once, of the rows that are missing or given away.
-        2. A restarted server: hold all rows, and count everything until now as done.
-        3. Take back what was given away, if this version takes over. Not after the state: whoever died in between would
-           leave it with no store at all, since nobody takes back what a newer version gave away.
-        4. Write the state: from here on this version is the newest. Whoever dies now leaves rows that do not fit it,
-           and the next look of any process of this version finds them.
-        5. Register what is missing, take over what has another schedule. A lost row of a task that this version does
-           not hold becomes a blank one, which the version that holds it fills.
-        6. Add the names to the directory: after the rows, so that a name without a row has lost it.
-
-        Each is a compare-and-set; where one fails, all begins anew.
+        Read everything, ask elsewhere, once, of the rows that are missing or given away, and take the steps of
+        ``Mending.put_right``. Each is a compare-and-set; where one fails, all begins anew.
         """
-        done = _Done()
+        done = Done()
         before: Mapping[str, Before] | None = None if elsewhere is not nowhere_else else {}
         for attempt in range(ROUNDS):
-            _pause(attempt)
+            pause(attempt)
             with self._line.call():
-                read = self._read_all(declared.rows, now)
-                asked = [] if before is not None else self._to_ask_of(declared, read)
+                read = self._items.read_all(declared.rows, now)
+                asked = [] if before is not None else self._mending.to_ask_of(declared, read)
                 if before is not None or not asked:
-                    if self._put_right(declared, before or {}, read, done):
+                    if self._mending.put_right(declared, before or {}, read, done):
                         break
                     continue
             # Outside the call: other stores are asked, and give rows away.
             before = elsewhere(asked)
         else:
-            raise _contended(self.alias, "the rows of these declarations")
+            raise self._items.contended("the rows of these declarations")
         return Synced(
             now=time_of(max(read.moment.lower, done.until)),
             registered=tuple(done.registered),
@@ -293,182 +212,6 @@ class MemcachedLock(CachedLock):
             lost=done.lost,
             trouble="; ".join(done.trouble),
         )
-
-    def _to_ask_of(self, declared: Declarations, read: Read) -> list[str]:
-        state = read.get(STATE) or {}
-        changes = take_overs(declared, versions_of(state, declared.server), time_of(read.moment.lower))
-        asked = [name for change in changes for name in change.tasks if (read.row(name) or {}).get("moved_to")]
-        found = self._findings(declared, read, state, [change.key for change in changes])
-        empty = [name for name in found.off if not (read.row(name) or {}).get("fingerprint")]
-        return [*asked, *found.missing, *(name for name in found.lost if name in found.held), *empty]
-
-    def _put_right(self, declared: Declarations, before: Mapping[str, Before], read: Read, done: _Done) -> bool:
-        """Do one round of ``sync``; return False where it must begin anew."""
-        moment = read.moment
-        self._prints(declared)
-        state = read.get(STATE)
-        if state is not None and was_restarted(state, moment):
-            self._hold_all(declared, read, state, done)
-            return False
-        changes = take_overs(declared, versions_of(state or {}, declared.server), time_of(moment.lower))
-        if state is None:
-            done.began_empty = done.began_empty or not read.found
-            if read.found and not done.began_empty:
-                done.note("its state was lost, and with it what was paused")
-            state = state_of(moment)
-        versions = dict(state.get("versions") or {})
-        for change in changes:
-            versions[change.key] = {
-                "scope": change.scope,
-                "first_seen_at": micros(change.first_seen_at),
-                "seen_at": moment.lower,
-                "since": micros_or_none(change.since),
-            }
-        since = {scope: (versions.get(key) or {}).get("since") for key, scope in keys(declared).items()}
-        tasks = {name: task for change in changes for name, task in change.tasks.items()}
-        moved = {name: task for name, task in tasks.items() if (read.row(name) or {}).get("moved_to")}
-        writes = _Writes()
-        self._take_over(moved, since, before, read, writes)
-        if not self._put(read, writes, done):
-            return False
-        old = moment.lower - length(FORGOTTEN_AFTER)
-        left = {key: version for key, version in versions.items() if version["seen_at"] >= old}
-        fresh = {**state, "versions": left}
-        if (changes or left != versions or read.get(STATE) is None) and not self._write(read, {STATE: fresh})[STATE]:
-            return False
-        found = self._findings(declared, read, fresh)
-        if not found.directory.is_whole and fresh["since"] + length(self._longest) <= moment.lower:
-            done.note("the list of its rows was lost")
-        writes = _Writes()
-        self._register(found, before, read, fresh, writes, began_empty=done.began_empty)
-        off = {name: found.held[name] for name in found.off}
-        self._take_over(off, since, before, read, writes)
-        if not self._put(read, writes, done):
-            return False
-        names = {*writes.rows, *found.unnamed} - found.directory.names
-        if not all(self._write(read, with_names(found.directory, names)).values()):
-            return False
-        self._names |= names
-        return True
-
-    def _put(self, read: Read, writes: _Writes, done: _Done) -> bool:
-        """Write these rows, and note what is to be said of them; False where somebody else changed one."""
-        stored = self._write(read, {row_key(name): kept for name, kept in writes.rows.items()})
-        done.add(writes, {name for name in writes.rows if stored[row_key(name)]}, read.moment)
-        return all(stored.values())
-
-    def _register(
-        self,
-        found: _Findings,
-        before: Mapping[str, Before],
-        read: Read,
-        state: Kept,
-        writes: _Writes,
-        *,
-        began_empty: bool,
-    ) -> None:
-        moment = read.moment
-        longest = length(self._longest)
-        # Not for longer than that, should the server's clock have been ahead at that time.
-        emptied = min(state["since"], moment.upper) + longest
-        trouble = "the store was empty" if began_empty else "rows were lost"
-        for name in (*found.missing, *found.lost):
-            task = found.held.get(name)
-            if task is None:
-                writes.rows[name] = blank(name, moment, self._longest)
-                writes.trouble[name] = trouble
-                continue
-            was_named = name in found.directory.names or name in self._names
-            known = usable(before.get(name))
-            last = None if known is None else known.last_due_at
-            is_lost = (known is None or known.row is None) and (was_named or last is not None)
-            # The store may have been emptied while the task ran: what was due until now counts as done.
-            is_done = is_lost or emptied > moment.lower
-            kept = from_row(registered(name, task, time_of(moment.past if is_done else moment.lower), known))
-            if is_lost or was_named:
-                kept["hold_until"] = moment.upper + longest
-            elif is_done:
-                kept["hold_until"] = emptied
-            if is_done:
-                kept["fence"] = max(kept["fence"], moment.past)
-            if is_lost:
-                writes.lost[name] = last
-                writes.trouble[name] = trouble
-            writes.rows[name] = kept
-            writes.registered.append(name)
-
-    def _take_over(
-        self,
-        tasks: Mapping[str, ScheduledTask],
-        since: Mapping[str, int | None],
-        before: Mapping[str, Before],
-        read: Read,
-        writes: _Writes,
-    ) -> None:
-        for name, task in tasks.items():
-            kept = read.row(name)
-            assert kept is not None
-            if kept["fingerprint"]:
-                back = time_or_none(since[scope_of(name)])
-                writes.rows[name] = rescheduled(kept, task, back, before.get(name), read.moment)
-                if not kept.get("blank"):
-                    writes.changed.append(name)
-                continue
-            known = usable(before.get(name), kept)
-            writes.rows[name] = filled(kept, task, known, read.moment, self._longest)
-            if known is None or known.row is None:
-                writes.lost[name] = None if known is None else known.last_due_at
-                writes.trouble[name] = "rows were lost"
-
-    def _hold_all(self, declared: Declarations, read: Read, state: Kept, done: _Done) -> None:
-        """Hold the rows of a server that was restarted and kept its items (``-e``), then note which run it is."""
-        moment = read.moment
-        new: dict[str, Kept] = {}
-        for key, kept in read.rows():
-            task = declared.task_of(kept["task"])
-            new[key] = held_back(kept, task, moment, self._longest)
-        stored = self._write(read, new)
-        for key, kept in read.rows():
-            if stored[key]:
-                done.lost.setdefault(kept["task"], time_of(kept["last_due_at"]))
-        done.note("the Memcached server was restarted")
-        done.until = moment.past
-        if all(stored.values()):
-            self._write(read, {STATE: state_of(moment, state)})
-
-    def _findings(self, declared: Declarations, read: Read, state: Kept, taken: Sequence[str] = ()) -> _Findings:
-        directory = directory_of(read)
-        versions = versions_of(state, declared.server)
-        names = declared.rows
-        scopes = set()
-        for key, scope in keys(declared).items():
-            newest = newest_of(versions, scope)
-            if key in taken or (newest is not None and newest.key == key):
-                scopes.add(scope)
-        held = {name: task for name, task in names.items() if scope_of(name) in scopes}
-        prints = self._prints(declared)
-        lost = [name for name in directory.names | self._names if row_key(name) not in read.found]
-        missing: list[str] = []
-        off: list[str] = []
-        for name in held:
-            kept = read.row(name)
-            if kept is None:
-                if name not in directory.names and name not in self._names:
-                    missing.append(name)
-            elif not kept.get("moved_to") and (kept["fingerprint"] != prints[name] or kept.get("blank")):
-                off.append(name)
-        known = {**names, **dict.fromkeys(self._names)}
-        unnamed = [name for name in known if name not in directory.names and row_key(name) in read.found]
-        return _Findings(directory, held, lost, missing, off, unnamed)
-
-    def _prints(self, declared: Declarations) -> dict[str, str]:
-        # Ten thousand hashes at each look would be most of it.
-        given = (declared.digest, declared.server_digest, declared.server)
-        if self._fingerprints[0] != given:
-            found = {name: task.fingerprint for name, task in declared.rows.items()}
-            self._fingerprints = (given, found)
-            self._longest = longest_lease(declared)
-        return self._fingerprints[1]
 
     # -- claim --------------------------------------------------------------------------------------------------------
 
@@ -497,7 +240,7 @@ class MemcachedLock(CachedLock):
             first.setdefault(occurrence.row, occurrence)
         owners = {str(uuid.uuid4()): occurrence for occurrence in first.values()}
         longest = max(occurrence.lease for occurrence in owners.values()).total_seconds()
-        sent = _Pending(owners, server, _boot_time() + longest)
+        sent = _Pending(owners, server, boot_time() + longest)
         won: dict[str, Claim] = {}
         tried: set[str] = set()
         try:
@@ -539,8 +282,8 @@ class MemcachedLock(CachedLock):
         left = {owner: occurrence for owner, occurrence in sent.owners.items() if owner not in won}
         taken: set[str] = set()
         for attempt in range(CLAIM_ROUNDS):
-            _pause(attempt)
-            read = self._read([here, *(row_key(o.row) for o in left.values())], now)
+            pause(attempt)
+            read = self._items.read([here, *(row_key(o.row) for o in left.values())], now)
             lower = read.moment.lower
             state = read.get(STATE)
             if state is None or not read.is_sound:
@@ -554,23 +297,23 @@ class MemcachedLock(CachedLock):
             others = sum(until > lower for owner, until in occupied.items() if owner not in sent.owners)
             free = len(left) if slots is None else max(0, slots - others - len(won))
             ready = [(owner, o) for owner, o in left.items() if may_start(read.row(o.row), o, lower, state)]
-            wanted = dict(ready[:free])
-            if not wanted:
+            chosen = dict(ready[:free])
+            if not chosen:
                 break
             standing = {owner: until for owner, until in occupied.items() if until > lower and owner not in left}
-            standing |= {owner: read.moment.upper + length(o.lease) for owner, o in wanted.items()}
-            if not self._write(read, {here: {"owners": standing}})[here]:
+            standing |= {owner: read.moment.upper + length(o.lease) for owner, o in chosen.items()}
+            if not self._items.write(read, {here: {"owners": standing}})[here]:
                 continue
-            taken |= set(wanted)
+            taken |= set(chosen)
             new = {
                 row_key(o.row): claimed(read.found[row_key(o.row)][0], o, owner, sent.server, read.moment)
-                for owner, o in wanted.items()
+                for owner, o in chosen.items()
             }
-            if _boot_time() - read.at > min(o.lease for o in wanted.values()).total_seconds() / 2:
+            if boot_time() - read.at > min(o.lease for o in chosen.values()).total_seconds() / 2:
                 continue
-            tried |= set(wanted)
-            stored = self._write(read, new)
-            for owner, occurrence in wanted.items():
+            tried |= set(chosen)
+            stored = self._items.write(read, new)
+            for owner, occurrence in chosen.items():
                 key = row_key(occurrence.row)
                 if stored[key]:
                     won[owner] = self._won(new[key], owner, occurrence)
@@ -578,7 +321,7 @@ class MemcachedLock(CachedLock):
             if all(stored.values()):
                 break
         if taken - set(won):
-            self._change({here: partial(slots_freed, taken - set(won))}, now)
+            self._items.change({here: partial(slots_freed, taken - set(won))}, now)
 
     def _won(self, kept: Kept, owner: str, occurrence: Occurrence) -> Claim:
         claim = claim_of(kept, owner, occurrence)
@@ -589,7 +332,7 @@ class MemcachedLock(CachedLock):
         """Return the claims that turned out to be ours although their answers were lost."""
         claims: list[Claim] = []
         with self._line.call():
-            read = self._read(row_keys(o.row for sent in self._pending for o in sent.owners.values()), now)
+            read = self._items.read(row_keys(o.row for sent in self._pending for o in sent.owners.values()), now)
         pending, self._pending = self._pending, []
         for sent in pending:
             left = dict(sent.owners)
@@ -599,7 +342,7 @@ class MemcachedLock(CachedLock):
                     claims.append(self._won(kept, owner, occurrence))
                     del left[owner]
             # What a slow server writes later than this has ended when it is written, and is the reaper's.
-            if left and _boot_time() < sent.until:
+            if left and boot_time() < sent.until:
                 self._pending.append(replace(sent, owners=left))
         return claims
 
@@ -615,11 +358,11 @@ class MemcachedLock(CachedLock):
         steps: dict[str, Step] = {key: partial(skipped, skip, stamp) for key, skip in first.items()}
         try:
             with self._line.call():
-                results = self._change(steps, now)
+                results = self._items.change(steps, now)
         except (MemcacheError, OSError):
             # Its stamp tells what was given up although the answer was lost.
             with self._line.call():
-                results = self._change(steps, now)
+                results = self._items.change(steps, now)
         given_up = [results[key][0] for key in first if results[key] is not None]
         if given_up:
             record(given_up, time_of(max(result[1] for result in results.values() if result is not None)))
@@ -636,22 +379,30 @@ class MemcachedLock(CachedLock):
         for server, group in _grouped(claims, lambda claim: claim.server).items():
             steps[server_key(server)] = partial(slots_renewed, group)
         standing: dict[str, int] = {}
+        ending: set[str] = set()
         with self._line.call():
-            for key, result in self._change(steps, now).items():
+            for key, result in self._items.change(steps, now).items():
                 if is_row(key):
-                    standing.update(result)
+                    standing.update(result[0])
+                    ending |= result[1]
         for claim in claims:
-            self._stands.pop(claim.owner, None)
+            if claim.owner not in ending:
+                self._stands.pop(claim.owner, None)
         self._stands.update(standing)
         return set(standing)
 
-    def _renewed(self, claims: Sequence[Claim], kept: Kept | None, read: Read) -> tuple[Kept | None, dict[str, int]]:
+    def _renewed(
+        self, claims: Sequence[Claim], kept: Kept | None, read: Read
+    ) -> tuple[Kept | None, tuple[dict[str, int], set[str]]]:
         standing: dict[str, int] = {}
+        ending: set[str] = set()
         for claim in claims:
             held = self._held(kept, claim, read.moment)
-            if held is not None:
+            if held is not None and is_cancelled(held, claim.owner):
+                ending.add(claim.owner)
+            elif held is not None:
                 kept, standing[claim.owner] = renewed(held, claim, read.moment)
-        return (kept if standing else None), standing
+        return (kept if standing else None), (standing, ending)
 
     def _held(self, kept: Kept | None, claim: Claim, moment: Moment) -> Kept | None:
         """Return the row with the run of this claim, put back where it was lost; None where it may not be."""
@@ -660,8 +411,8 @@ class MemcachedLock(CachedLock):
         if not may_return(kept, claim, self._stands.get(claim.owner, 0), moment.lower):
             return None
         if kept is None:
-            self._longest = max(self._longest, claim.occurrence.lease)
-            kept = blank(claim.occurrence.row, moment, self._longest)
+            self._mending.longest = max(self._mending.longest, claim.occurrence.lease)
+            kept = blank(claim.occurrence.row, moment, self._mending.longest)
         return returned(kept, claim)
 
     def release(
@@ -679,7 +430,7 @@ class MemcachedLock(CachedLock):
         self._untold |= {item.claim.owner for item in released}
         at = 0
         with self._line.call():
-            for key, result in self._change(steps, now).items():
+            for key, result in self._items.change(steps, now).items():
                 if is_row(key):
                     ended.update(result[0])
                     at = max(at, result[1])
@@ -720,10 +471,10 @@ class MemcachedLock(CachedLock):
         to the next reap.
         """
         with self._line.call():
-            read = self._read_all((), now)
+            read = self._items.read_all((), now)
             lower = read.moment.lower
             step = _naming_dropped(partial(reaped, server))
-            said = self._change({key: step for key, kept in read.rows() if has_ended(kept, lower)}, now)
+            said = self._items.change({key: step for key, kept in read.rows() if has_ended(kept, lower)}, now)
         written = self._record([cleanup for each in said.values() for cleanup in each.unrecorded], record, now)
         return [written.get(cleanup.owner, cleanup) for each in said.values() for cleanup in each.freed]
 
@@ -738,7 +489,7 @@ class MemcachedLock(CachedLock):
     ) -> Cleanup | None:
         key = row_key(name)
         with self._line.call():
-            said: Reaped = self._change({key: _naming_dropped(partial(freed_by_hand, owner, server))}, now)[key]
+            said: Reaped = self._items.change({key: _naming_dropped(partial(freed_by_hand, owner, server))}, now)[key]
         if not said.freed:
             return None
         cleanup = said.freed[0]
@@ -752,8 +503,100 @@ class MemcachedLock(CachedLock):
         rows = row_keys(cleanup.task for cleanup in written.values())
         if rows:
             with self._line.call():
-                self._change(dict.fromkeys(rows, partial(recorded, set(written))), now)
+                self._items.change(dict.fromkeys(rows, partial(recorded, set(written))), now)
         return written
+
+    # -- what people ask for ------------------------------------------------------------------------------------------
+
+    def pause(self, names: Sequence[str] | None, *, reason: str = "", now: datetime | None = None) -> list[str]:
+        if names is not None:
+            return self._steer(names, partial(paused, reason), now)
+        with self._line.call():
+            self._items.change({STATE: partial(all_paused, reason)}, now)
+        return []
+
+    def resume(self, names: Sequence[str] | None, *, following: Following, now: datetime | None = None) -> list[str]:
+        if names is not None:
+            return self._steer(names, partial(resumed, following), now)
+        with self._line.call():
+            read = self._items.read_all((), now)
+            if not (read.get(STATE) or {}).get("paused_at"):
+                return []
+            # The rows first: with the pause over, everything that was due meanwhile would be to be had.
+            step = partial(caught_up, following)
+            goes_on = self._items.change({key: step for key, _ in read.rows()}, now)
+            if not self._items.change({STATE: all_resumed}, now)[STATE]:
+                return []
+        return sorted(kept["task"] for key, kept in read.rows() if goes_on[key])
+
+    def interrupt(self, *, now: datetime | None = None) -> None:
+        with self._line.call():
+            self._items.change({STATE: interrupted}, now)
+
+    def want(self, name: str, *, now: datetime | None = None) -> datetime | None:
+        key = row_key(name)
+        with self._line.call():
+            return time_or_none(self._items.change({key: wanted}, now)[key])
+
+    def cancel(self, owners: Mapping[str, str], *, now: datetime | None = None) -> list[str]:
+        with self._line.call():
+            held = self._items.change({row_key(name): partial(cancelled, owner) for name, owner in owners.items()}, now)
+        return sorted(name for name in owners if held[row_key(name)])
+
+    def retire(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        return self._steer(names, retired, now)
+
+    def set_right(
+        self, reaches: Mapping[str, Reach], *, following: Following, now: datetime | None = None
+    ) -> list[str]:
+        if not reaches:
+            return []
+        far, lease = (max(getattr(reach, each) for reach in reaches.values()) for each in ("far", "lease"))
+        steps: dict[str, Step] = {row_key(name): partial(righted, reach, following) for name, reach in reaches.items()}
+        with self._line.call():
+            read = self._items.read(row_keys(reaches), now)
+            servers = {scope_of(name) for name in reaches}
+            # A slot that nobody gives back is that of a run whose row is there: only its server's own row counts it.
+            servers |= {run.get("server") or "" for _, kept in read.rows() for run in runs_of(kept).values()}
+            beside: dict[str, Step] = {
+                server_key(server): partial(slots_righted, far, lease) for server in servers - {""}
+            }
+            said = self._items.change(steps, now)
+            self._items.change({**beside, STATE: partial(state_righted, far)}, now)
+        return sorted(name for name in reaches if said[row_key(name)])
+
+    def _steer(self, names: Sequence[str], step: Step, now: datetime | None) -> list[str]:
+        """Take these rows through a step, and return the names of those that it says yes of."""
+        with self._line.call():
+            said = self._items.change(dict.fromkeys(row_keys(names), step), now)
+        return sorted(name for name in set(names) if said[row_key(name)])
+
+    def forget(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        """
+        Delete these rows, as far as nobody holds them, and take their names out of the directory.
+
+        1. Read everything. Name again what somebody has taken since its name was taken off.
+        2. Take the names off: whoever looks from now on does not read these rows, and so misses none.
+        3. Delete each row, if it is still as it was read; else begin anew. Whoever dies before leaves a row that nobody
+           reads any more, unless its server comes back: then it is named again.
+        """
+        gone: list[str] = []
+        for attempt in range(ROUNDS):
+            pause(attempt)
+            with self._line.call():
+                read = self._items.read_all(names, now)
+                there = {name: kept for name in set(names) if (kept := read.row(name)) is not None}
+                free = [name for name, kept in there.items() if may_be_forgotten(kept)]
+                directory = directory_of(read)
+                taken = there.keys() - directory.names.keys() - set(free)
+                if taken:
+                    self._items.add_names(read, directory, taken)
+                elif not free or not directory.is_whole or not read.is_sound:
+                    return sorted(gone)
+                elif self._items.drop_names(read, directory, free):
+                    deleted = self._items.write(read, dict.fromkeys(map(row_key, free)))
+                    gone += [name for name in free if deleted[row_key(name)]]
+        raise self._items.contended("the rows that were to be forgotten")
 
     # -- from store to store ------------------------------------------------------------------------------------------
 
@@ -761,13 +604,13 @@ class MemcachedLock(CachedLock):
         if not names:
             return []
         with self._line.call():
-            results = self._change({key: partial(given_away, to) for key in row_keys(names)}, now)
+            results = self._items.change({key: partial(given_away, to) for key in row_keys(names)}, now)
         return sorted((row for row in results.values() if row is not None), key=lambda row: row.task)
 
     def arrive(self, names: Sequence[str], *, now: datetime | None = None) -> None:
         if names:
             with self._line.call():
-                self._change(dict.fromkeys(row_keys(names), arrived), now)
+                self._items.change(dict.fromkeys(row_keys(names), arrived), now)
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -780,92 +623,6 @@ class MemcachedLock(CachedLock):
 
     def close(self) -> None:
         self._line.close()
-
-    def _item(self, key: str) -> bytes:
-        """Return the key of an item as the server has it: made by the cache, of a hash where it would be refused."""
-        found = self._items.get(key)
-        if found is not None:
-            return found
-        kind, _, name = key.partition(":")
-        namespace = f"multiserver_schedule:{{{self.alias}}}:"
-        made = str(self._make_key(namespace + key))
-        if not _is_key(made):
-            made = str(self._make_key(f"{namespace}{kind}:{hashlib.sha256(name.encode()).hexdigest()}"))
-        if not _is_key(made):
-            raise ImproperlyConfigured(
-                f"The cache {self.cache!r} makes keys that Memcached does not take, such as {made!r}. Its KEY_PREFIX, "
-                f"its KEY_FUNCTION and the lock's alias {self.alias!r} should leave out spaces and control characters, "
-                "and be shorter than 100 characters together."
-            )
-        self._items[key] = made.encode()
-        return self._items[key]
-
-    def _read(self, items: Iterable[str], now: datetime | None, of: Read | None = None) -> Read:
-        """Read the state and these items; with ``of``, an earlier read of the same call, add them to that."""
-        at = _boot_time()
-        read = of
-        if read is None:
-            moment = self._line.moment(now)
-            read = Read(moment, at, self._line.connection)
-            items = [STATE, *items]
-        by_key = {self._item(item): item for item in items}
-        for key, (value, token) in self._line.read(list(by_key)).items():
-            read.found[by_key[key]] = (self._decoded(key, value), token)
-        return read
-
-    def _decoded(self, key: bytes, value: bytes) -> Kept:
-        try:
-            kept: Kept = json.loads(value)
-        except ValueError:
-            raise ScheduleError(
-                f"The item {key.decode()!r} in the Memcached server {self._line.name} was not written by this lock. "
-                "Nothing else may use keys of its namespace: delete it."
-            ) from None
-        return kept
-
-    def _read_all(self, names: Iterable[str], now: datetime | None) -> Read:
-        """Read the state, the directory, and every row that it or ``names`` names: the directory before the rows."""
-        wanted = dict.fromkeys([*names, *self._names])
-        parts = [part_key(index) for index in range(self._parts + 1)]
-        read = self._read([*parts, *map(row_key, wanted)], now)
-        index = self._parts
-        while read.get(part_key(index)) is not None:
-            index += 1
-            self._read([part_key(index)], now, read)
-        self._parts = max(1, index)
-        directory = directory_of(read)
-        further = [name for name in directory.names if name not in wanted]
-        if further:
-            self._read(map(row_key, further), now, read)
-        self._names |= directory.names
-        return read
-
-    def _write(self, read: Read, new: Mapping[str, Kept]) -> dict[str, bool]:
-        """Write these items, each only if it is still as it was read; tell which were written."""
-        items = []
-        for key, kept in new.items():
-            found = read.found.get(key)
-            items.append((self._item(key), encoded(kept), None if found is None else found[1]))
-        return dict(zip(new, self._line.write(items, read.connection), strict=True))
-
-    def _change(self, steps: Mapping[str, Step], now: datetime | None) -> dict[str, Any]:
-        """Take each item through its step, again where it changed meanwhile; return what each step had to say."""
-        said: dict[str, Any] = {}
-        left = list(steps)
-        for attempt in range(ROUNDS):
-            if not left:
-                return said
-            _pause(attempt)
-            read = self._read(left, now)
-            new: dict[str, Kept] = {}
-            for key in left:
-                kept, said[key] = steps[key](read.get(key), read)
-                if kept is not None:
-                    new[key] = kept
-            left = [key for key, written in self._write(read, new).items() if not written]
-        if left:
-            raise _contended(self.alias, left[0])
-        return said
 
 
 def _naming_dropped(step: Callable[[Kept | None, Read], tuple[Kept | None, Reaped]]) -> Step:
@@ -886,28 +643,8 @@ def _naming_dropped(step: Callable[[Kept | None, Read], tuple[Kept | None, Reape
 # -- small things -----------------------------------------------------------------------------------------------------
 
 
-def _is_key(made: str) -> bool:
-    return len(made.encode()) <= 250 and not any(ord(letter) < 33 or ord(letter) == 127 for letter in made)
-
-
 def _grouped(items: Iterable[Any], by: Callable[[Any], str]) -> dict[str, list[Any]]:
     groups: dict[str, list[Any]] = {}
     for item in items:
         groups.setdefault(by(item), []).append(item)
     return groups
-
-
-def _boot_time() -> float:
-    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
-
-
-def _pause(attempt: int) -> None:
-    if attempt:
-        time.sleep(random.uniform(0.2, 1.0) * min(0.1, 0.001 * 2**attempt))  # noqa: S311 - jitter
-
-
-def _contended(alias: str, what: str) -> ScheduleError:
-    return ScheduleError(
-        f"The lock {alias!r} could not change {what}: others changed it each time, {ROUNDS} times in a row. Nothing "
-        "was lost; the next pass tries again."
-    )

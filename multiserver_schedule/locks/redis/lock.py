@@ -13,12 +13,14 @@ from typing import Any, Final, TypeVar
 from ... import conf
 from ...entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, Skip
 from ...exceptions import StoreRefused
+from ..ahead import Reach
 from ..base import (
     Before,
     ClaimRecorder,
     CleanupRecorder,
     Declarations,
     Elsewhere,
+    Following,
     Look,
     ReleaseRecorder,
     SkipRecorder,
@@ -28,7 +30,7 @@ from ..base import (
 from ..cached import CachedLock, longest_lease
 from ..versions import SEEN_EVERY, is_known, keys, take_overs
 from .line import Line
-from .mend import Mended, Survey, adopted, mend, needs_mending, to_ask_of, trouble
+from .mend import Mended, Survey, adopted, mend, needs_mending, righted, to_ask_of, trouble
 from .rows import (
     EPOCH,
     Stored,
@@ -100,7 +102,7 @@ class RedisLock(CachedLock):
         at = moment(told)
         known, _ = is_known(declared, [version_of(*texts) for texts in versions], at)
         rows = [stored_of(values).shown for values in due]
-        rows.sort(key=lambda row: (row.next_due_at or at, row.not_before, row.task))
+        rows.sort(key=lambda row: (row.wanted_from or at, row.not_before, row.task))
         return Look(
             now=at,
             known=known and whole == "1",
@@ -235,8 +237,13 @@ class RedisLock(CachedLock):
                 micros(o.task.limit),
                 owner,
                 o.task.fingerprint,
-                o.is_by_hand,
                 o.may_overlap,
+                o.is_by_hand,
+                o.requested,
+                o.is_retry,
+                str(o.attempt),
+                o.trigger,
+                str(o.rerun_up_to),
             ]
             for owner, o in owners.items()
         ]
@@ -331,15 +338,16 @@ class RedisLock(CachedLock):
         if not claims:
             return set()
         items = [[c.occurrence.row, c.owner, micros(c.occurrence.lease), c.occurrence.may_overlap] for c in claims]
-        at, missed = self._line.call("renew", now=micros(now), items=items)
+        at, missed, cancelled = self._line.call("renew", now=micros(now), items=items)
         gone = [claims[int(place) - 1] for place in missed]
         back = self._come_back(gone, int(at), now)
         lost = {claim.owner for claim in gone} - back
+        left_out = {claims[int(place) - 1].owner for place in cancelled}
         stand = set()
         for claim in claims:
             if claim.owner in lost:
                 self._stands.pop(claim.owner, None)
-            else:
+            elif claim.owner not in left_out:
                 self._stands[claim.owner] = int(at) + int(micros(claim.occurrence.lease))
                 stand.add(claim.owner)
         return stand
@@ -409,6 +417,9 @@ class RedisLock(CachedLock):
                 item.claim.owner,
                 micros(item.min_break) if item.outcome.started else "",
                 item.claim.occurrence.may_overlap,
+                micros(item.claim.occurrence.due_at),
+                "" if item.claim.occurrence.is_by_hand else micros(item.retry_in),
+                str(item.claim.occurrence.attempt),
             ]
             for item in released
         ]
@@ -455,6 +466,122 @@ class RedisLock(CachedLock):
             return None
         cleanup = cleanup_of(note)
         return self._record([cleanup], record).get(cleanup.owner, cleanup)
+
+    # -- what people ask for ------------------------------------------------------------------------------------------
+
+    def pause(self, names: Sequence[str] | None, *, reason: str = "", now: datetime | None = None) -> list[str]:
+        if names is None:
+            self._line.call("pause", now=micros(now), reason=reason)
+            return []
+        return self._ask("pause", "names", names, now, reason=reason)
+
+    def resume(self, names: Sequence[str] | None, *, following: Following, now: datetime | None = None) -> list[str]:
+        """
+        Undo ``pause``: ask what time it is, read the rows, compute what comes next for them, and write that.
+
+        A pause of everything ends when all rows are written: until then nobody claims what was due meanwhile.
+        """
+        everything = names is None
+        if names is None:
+            at, is_paused, names = self._line.call("paused", now=micros(now))
+            if is_paused != "1":
+                return []
+        else:
+            (at,) = self._line.call("clock", now=micros(now))
+        stamp = str(uuid.uuid4())
+        resumed: list[str] = []
+        batches = list(_batches(sorted(set(names)))) or [[]]
+        for number, batch in enumerate(batches, 1):
+            items = [
+                [row.task, row.fingerprint, micros(following(row.task, max(row.last_due_at, moment(at))))]
+                for row in (stored.row for stored in self._read(batch))
+                if everything or row.paused
+            ]
+            _, done = self._line.call(
+                "resume",
+                now=micros(now),
+                rows=items,
+                at=at,
+                everything=everything,
+                is_last=everything and number == len(batches),
+                stamp=stamp,
+            )
+            resumed += done
+        return resumed
+
+    def interrupt(self, *, now: datetime | None = None) -> None:
+        self._line.call("interrupt", now=micros(now))
+
+    def want(self, name: str, *, now: datetime | None = None) -> datetime | None:
+        _, at = self._line.call("want", now=micros(now), name=name, stamp=str(uuid.uuid4()))
+        return moment_or_none(at)
+
+    def cancel(self, owners: Mapping[str, str], *, now: datetime | None = None) -> list[str]:
+        return self._ask("cancel", "items", owners.items(), now)
+
+    def retire(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        return self._ask("retire", "names", names, now)
+
+    def forget(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
+        return self._ask("forget", "names", names, now)
+
+    def set_right(
+        self, reaches: Mapping[str, Reach], *, following: Following, now: datetime | None = None
+    ) -> list[str]:
+        """Read the rows, compute what is right for them, and write that where they are still as they were read."""
+        if not reaches:
+            return []
+        stamp = str(uuid.uuid4())
+        changed: list[str] = []
+        for batch in _batches(sorted(reaches)):
+            changed += self._set_right(batch, reaches, following, stamp, now)
+        _, runs = self._line.call(
+            "set_state_right",
+            now=micros(now),
+            names=sorted(reaches),
+            far=int(micros(max(reach.far for reach in reaches.values()))),
+            lease=int(micros(max(reach.lease for reach in reaches.values()))),
+        )
+        return sorted({*changed, *runs})
+
+    def _set_right(
+        self,
+        names: Sequence[str],
+        reaches: Mapping[str, Reach],
+        following: Following,
+        stamp: str,
+        now: datetime | None,
+    ) -> list[str]:
+        changed: list[str] = []
+        left = list(names)
+        for attempt in range(RETRIES):
+            if attempt:
+                time.sleep(random.uniform(0.2, 1.0) * min(0.5, 0.01 * 2**attempt))  # noqa: S311 - jitter
+            (at,) = self._line.call("clock", now=micros(now))
+            items = []
+            for stored in self._read(left):
+                right = righted(stored, reaches[stored.row.task], moment(at), following)
+                if right is not stored:
+                    items.append([stored.row.task, stored.guard, synced_values(right)])
+            if not items:
+                return changed
+            _, done, left = self._line.call("set_right", now=micros(now), items=items, stamp=stamp)
+            changed += done
+            if not left:
+                return changed
+        raise StoreRefused(
+            f"The lock {self.alias!r} could not set {left[0]} right: others changed it {RETRIES} times in a row. "
+            "Nothing was lost; try again."
+        )
+
+    def _ask(self, step: str, of: str, items: Iterable[Any], now: datetime | None, **more: Any) -> list[str]:
+        """Have a step done for all of these, and return the names for which it could be."""
+        done: list[str] = []
+        for batch in _batches(sorted(set(items))):
+            given: dict[str, Any] = {of: batch, **more}
+            _, names = self._line.call(step, now=micros(now), **given)
+            done += names
+        return done
 
     # -- from store to store ------------------------------------------------------------------------------------------
 

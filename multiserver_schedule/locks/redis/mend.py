@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ...entries import Row, ScheduledTask
-from ..base import Before, Declarations
+from ..ahead import Reach, held_back_until, set_right
+from ..base import Before, Declarations, Following
 from ..versions import FORGOTTEN_AFTER, TakeOver, keys, needs_step, registered, taken_over
 from .rows import EPOCH, Stored, Version, micros, moment
 
@@ -113,12 +114,14 @@ def mend(
             done.lost[name] = stored.lost_since
             new = replace(new, lost=mark)
         if survey.is_doubtful and not new.row.moved_to:
-            new = _doubted(new, survey.at, hold, mark)
+            new = _doubted(new, survey, hold, mark)
             done.lost[name] = new.lost_since
         change = taking.get(name)
-        if task is not None and change is not None and needs_step(new.row, task):
+        # As it was found: the hint that a doubt takes from a row is put back, and is no change of its schedule.
+        if task is not None and change is not None and needs_step(stored.row, task):
             since = new.row.last_due_at if not new.row.fingerprint else change.since
-            new = replace(new, row=taken_over(new.row, task, survey.at, since, _brought(before.get(name))))
+            row = taken_over(new.row, task, survey.at, since, _brought(before.get(name)))
+            new = replace(new, row=_afresh(row), rerun_up_to=0) if new.row.moved_to else replace(new, row=row)
             done.changed.append(name)
         elif task is not None and mends and not new.row.moved_to:
             new = _repaired(new, task, is_mine)
@@ -160,6 +163,15 @@ def trouble(survey: Survey, mended: Mended) -> str:
     return f"{rows} row{'' if rows == 1 else 's'} of the lock {'was' if rows == 1 else 'were'} lost"
 
 
+def righted(stored: Stored, reach: Reach, at: datetime, following: Following) -> Stored:
+    """Return a row without what a clock that was ahead has left in it; the same one where that is nothing."""
+    row, hold = set_right(stored.row, reach, at, following), held_back_until(stored.hold, reach, at)
+    if row is stored.row and hold == stored.hold:
+        return stored
+    is_moved = row.last_due_at != stored.row.last_due_at
+    return replace(stored, row=row, hold=hold, rerun_up_to=0 if is_moved else stored.rerun_up_to)
+
+
 def _anew(
     name: str,
     task: ScheduledTask | None,
@@ -173,7 +185,9 @@ def _anew(
     known = _believed(before.get(name))
     came = known is not None and known.row is not None
     last = known.last_due_at if known is not None else None
-    is_lost = name in survey.names or (last is not None and not came)
+    # A row of a single server that is not missed here has been deleted, although its runs are known.
+    may_be_forgotten = "@" in name and survey.is_whole and not survey.is_doubtful
+    is_lost = name in survey.names or (last is not None and not came and not may_be_forgotten)
     if task is None:
         # Nobody here knows its schedule, or a newer version's holds: that version takes it from here.
         row = Row(
@@ -186,20 +200,31 @@ def _anew(
             not_before=survey.at,
         )
     else:
-        row = registered(name, task, survey.at, known)
+        row = _afresh(registered(name, task, survey.at, known))
     if is_lost:
         return Stored(row=row, hold=max(hold, survey.at + lease), lost=mark, lost_since=last)
     # In an emptied store it may have been there before: until the hold is over, that cannot be told.
     return Stored(row=row, hold=hold if hold > survey.at else EPOCH)
 
 
-def _doubted(stored: Stored, at: datetime, hold: datetime, mark: str) -> Stored:
-    """Return a row of a server that may have forgotten its last seconds: nothing before now is due any more."""
-    row = stored.row
+def _doubted(stored: Stored, survey: Survey, hold: datetime, mark: str) -> Stored:
+    """
+    Return a row of a server that may have forgotten its last seconds: nothing before now is due or owed any more.
+
+    A run that was asked for since it knows them again has not been claimed.
+    """
+    row, at = stored.row, survey.at
+    wanted = row.wanted_at if stored.asked.endswith(f":{survey.run_id}") else None
     since = stored.lost_since if stored.lost == mark else row.last_due_at
     following = row.next_due_at if row.next_due_at is not None and row.next_due_at > at else None
-    row = replace(row, last_due_at=max(row.last_due_at, at), next_due_at=following)
-    return replace(stored, row=row, hold=max(stored.hold, hold), lost=mark, lost_since=since)
+    row = replace(row, last_due_at=max(row.last_due_at, at), next_due_at=following, retry_at=None, wanted_at=wanted)
+    return replace(stored, row=row, hold=max(stored.hold, hold), rerun_up_to=0, lost=mark, lost_since=since)
+
+
+def _afresh(row: Row) -> Row:
+    """Return a row that is new here, or here again, with nothing owed, asked for or paused."""
+    row = replace(row, attempt=1, trigger="schedule", retry_at=None, wanted_at=None)
+    return replace(row, paused=False, paused_at=None, paused_reason="")
 
 
 def _repaired(stored: Stored, task: ScheduledTask, is_mine: bool) -> Stored:

@@ -6,20 +6,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Final
+from typing import Final, cast
 
-from ...entries import Cleanup, Row
+from ...entries import Cleanup, Row, Trigger
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 _SYNCED: Final = (
-    *("fingerprint", "last", "since", "next", "not_before", "hold", "fence", "moved_to", "moved_from"),
-    *("lost", "lost_since"),
+    *("fingerprint", "last", "since", "next", "not_before", "hold", "fence", "paused_at", "paused_reason"),
+    *("attempt", "trigger", "rerun_up_to", "retry", "wanted", "moved_to", "moved_from", "lost", "lost_since"),
 )
 _ROW: Final = (
     *("task", "fingerprint", "last", "since", "next", "not_before", "hold", "owner", "server", "fence", "acquired"),
-    *("renewed", "expires", "finish_by", "due", "paused_at", "moved_to", "moved_from", "lost", "lost_since"),
+    *("renewed", "expires", "finish_by", "due", "cancelled", "paused_at", "paused_reason", "attempt", "trigger"),
+    *("rerun_up_to", "retry", "wanted", "asked", "moved_to", "moved_from", "lost", "lost_since"),
 )
 """What the lists of these names in steps.lua hold, the latter after the row's name."""
 
@@ -32,6 +33,10 @@ class Stored:
     """``not_before`` is the break's end alone."""
     hold: datetime
     """Until then nobody claims it, since an owner that was lost may come back."""
+    rerun_up_to: int = 0
+    """Up to which attempt the death of its server leads to another one."""
+    asked: str = ""
+    """When somebody asked for a run last, under which stamp, and of which process of the server."""
     lost: str = ""
     """A mark of who found it lost and has yet to report it; "renew" where its owner put it back before that."""
     lost_since: datetime | None = None
@@ -91,10 +96,19 @@ def stored_of(values: Sequence[str]) -> Stored:
             renewed_at=moment_or_none(read["renewed"]),
             expires_at=moment_or_none(read["expires"]),
             paused=bool(read["paused_at"]),
+            paused_at=moment_or_none(read["paused_at"]),
+            paused_reason=read["paused_reason"],
+            attempt=int(read["attempt"] or 1),
+            trigger=cast(Trigger, read["trigger"] or "schedule"),
+            retry_at=moment_or_none(read["retry"]),
+            wanted_at=moment_or_none(read["wanted"]),
+            cancelled=bool(read["cancelled"]),
             moved_to=read["moved_to"],
             moved_from=read["moved_from"],
         ),
         hold=moment(read["hold"] or "0"),
+        rerun_up_to=int(read["rerun_up_to"] or 0),
+        asked=read["asked"],
         lost=read["lost"],
         lost_since=moment_or_none(read["lost_since"]),
         guard="|".join(read[name] for name in _SYNCED),
@@ -112,6 +126,13 @@ def synced_values(stored: Stored) -> list[str]:
         micros(row.not_before),
         micros(stored.hold),
         str(row.fence),
+        micros(row.paused_at),
+        row.paused_reason,
+        str(row.attempt),
+        row.trigger,
+        str(stored.rerun_up_to),
+        micros(row.retry_at),
+        micros(row.wanted_at),
         row.moved_to,
         row.moved_from,
         stored.lost,

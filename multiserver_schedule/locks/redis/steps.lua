@@ -3,10 +3,11 @@
 local BASE = KEYS[1]
 local given = cjson.decode(ARGV[2])
 
-local STATE = BASE .. 'state' -- counter, run_id, hold, rows, stamp, broken, paused_at, paused_reason, interrupted_at
+-- counter, run_id, hold, rows, stamp, broken, paused_at, paused_reason, resumed, interrupted_at
+local STATE = BASE .. 'state'
 local VERSIONS = BASE .. 'versions' -- version:<key> = first_seen_at:scope, seen:<key>, resync:<key>, newest:<scope>
 local NAMES = BASE .. 'names'
-local DUE = BASE .. 'due'
+local DUE = BASE .. 'due' -- every row, by the earliest of next, retry and wanted
 local ENDS = BASE .. 'ends' -- of the leases that rows show
 local RUNS = BASE .. 'runs' -- owner of a run that may overlap -> its values, as JSON
 local RUN_ENDS = BASE .. 'run_ends'
@@ -14,13 +15,15 @@ local ENDED = BASE .. 'ended' -- owners of such runs that were released, for an 
 local REAPED = BASE .. 'reaped' -- owner -> a clean-up that is not recorded yet, as JSON
 local NOTHING = BASE .. 'nothing'
 
--- Both lists are known to rows.py, by position.
+-- Both lists are known to rows.py, by position. A row that was written by an older release lacks some of these fields.
 local ROW = {
   'fingerprint', 'last', 'since', 'next', 'not_before', 'hold', 'owner', 'server', 'fence', 'acquired', 'renewed',
-  'expires', 'finish_by', 'due', 'paused_at', 'moved_to', 'moved_from', 'lost', 'lost_since',
+  'expires', 'finish_by', 'due', 'cancelled', 'paused_at', 'paused_reason', 'attempt', 'trigger', 'rerun_up_to',
+  'retry', 'wanted', 'asked', 'moved_to', 'moved_from', 'lost', 'lost_since',
 }
 local SYNCED = {
-  'fingerprint', 'last', 'since', 'next', 'not_before', 'hold', 'fence', 'moved_to', 'moved_from', 'lost', 'lost_since',
+  'fingerprint', 'last', 'since', 'next', 'not_before', 'hold', 'fence', 'paused_at', 'paused_reason', 'attempt',
+  'trigger', 'rerun_up_to', 'retry', 'wanted', 'moved_to', 'moved_from', 'lost', 'lost_since',
 }
 local LAST = 2
 local AT = {} -- where each field stands in ROW
@@ -105,12 +108,28 @@ local function is_synced()
   return false
 end
 
+-- Put the row where a look finds it: with its next due time, a retry that it owes, or a run that was asked for.
 local function index(name, row)
-  local score = row.next
-  if row.moved_to ~= '' or score == '' then
-    score = '+inf'
+  local first
+  if row.moved_to == '' then
+    for _, field in ipairs({'next', 'retry', 'wanted'}) do
+      local at = tonumber(row[field])
+      if at and (not first or at < first) then
+        first = at
+      end
+    end
   end
-  redis.call('ZADD', DUE, score, name)
+  redis.call('ZADD', DUE, first and text(first) or '+inf', name)
+end
+
+local function reindex(name)
+  index(name, row_of(name))
+end
+
+-- Is everything paused?
+local function is_paused()
+  local since = redis.call('HGET', STATE, 'paused_at')
+  return since and since ~= ''
 end
 
 -- Fences come from other stores, too, and may have more digits than a number of Lua has: they stay texts.
@@ -197,14 +216,14 @@ function steps.look()
   end
   local due = {}
   if paused == '' then
-    for _, name in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', text(N + given.ahead))) do
+    local found = redis.call('ZRANGEBYSCORE', DUE, '-inf', text(N + given.ahead), 'WITHSCORES')
+    for i = 1, #found, 2 do
+      local name, first = found[i], tonumber(found[i + 1])
       local row = values_of(name)
       if not row then
         whole = false
       else
-        if row[AT.owner] ~= '' and number(row[AT.expires]) <= N and number(row[AT.hold]) <= N
-          and number(row[AT.next]) <= N
-        then
+        if row[AT.owner] ~= '' and number(row[AT.expires]) <= N and number(row[AT.hold]) <= N and first <= N then
           -- Seen without the set of ends, too, which may be lost.
           expired = true
         end
@@ -366,19 +385,31 @@ end
 
 local function take(item, row)
   local name, due, hint, lease, limit, owner = item[1], item[2], item[3], item[4], item[5], item[6]
-  local by_hand, may_overlap = item[8], item[9]
+  local may_overlap, by_hand, requested, is_retry = item[8], item[9], item[10], item[11]
+  local trigger, rerun_up_to = item[13], item[14]
   local key = key_of(name)
   local fence = next_fence(row.fence)
   local expires = text(N + tonumber(lease))
   local finish_by = limit ~= '' and text(N + tonumber(limit)) or ''
-  local fields = {'fence', fence}
+  local fields = {}
   local function put(field, value)
     fields[#fields + 1] = field
     fields[#fields + 1] = value
+    row[field] = value
   end
-  if not by_hand then
+  put('fence', fence)
+  put('cancelled', '')
+  put('rerun_up_to', rerun_up_to)
+  if requested then
+    put('wanted', '')
+  elseif is_retry then
+    put('retry', '')
+  elseif not by_hand then
     put('last', due)
     put('next', hint)
+    put('attempt', '1')
+    put('trigger', trigger)
+    put('retry', '')
   end
   if not may_overlap then
     put('owner', owner)
@@ -391,15 +422,34 @@ local function take(item, row)
   end
   -- The first write: when the memory is full, it is refused, and nothing is changed.
   redis.call('HSET', key, unpack(fields))
-  if not by_hand then
-    index(name, {next = hint, moved_to = ''})
-  end
+  index(name, row)
   if may_overlap then
     add_run(owner, {name, due, given.server, fence, text(N), finish_by}, expires)
   else
     redis.call('ZADD', ENDS, expires, name)
   end
   return {owner, fence, text(N), expires, finish_by}
+end
+
+-- May this be claimed, as far as its kind goes? A run that somebody started by hand may always.
+local function is_open(item, row, all_paused)
+  local due, fingerprint, by_hand, requested, is_retry = tonumber(item[2]), item[7], item[9], item[10], item[11]
+  if by_hand and not requested then
+    return true
+  end
+  if all_paused or row.paused_at ~= '' then
+    return false
+  end
+  if requested then
+    return tonumber(row.wanted) == due
+  end
+  if row.fingerprint ~= fingerprint then
+    return false
+  end
+  if is_retry then
+    return number(row.last) == due and row.attempt == item[12] and row.retry ~= '' and tonumber(row.retry) <= N
+  end
+  return number(row.last) < due and due <= N and number(row.not_before) <= N
 end
 
 function steps.claim()
@@ -413,7 +463,7 @@ function steps.claim()
     local name = item[1]
     if not tried[name] then
       tried[name] = true
-      local before = standing(name, item[6], item[9])
+      local before = standing(name, item[6], item[8])
       if before then
         won[#won + 1] = before
       else
@@ -425,8 +475,7 @@ function steps.claim()
   if given.slots ~= '' and free > 0 then
     free = tonumber(given.slots) - held_by(given.server)
   end
-  local all_paused = redis.call('HGET', STATE, 'paused_at')
-  local is_paused = all_paused and all_paused ~= ''
+  local all_paused = is_paused()
   for _, item in ipairs(open) do
     if free <= 0 then
       break
@@ -435,14 +484,10 @@ function steps.claim()
     if not row then
       lost = true
     else
-      local due, by_hand, may_overlap = tonumber(item[2]), item[8], item[9]
-      local may = row.moved_to == '' and row.moved_from == '' and number(row.hold) <= N
-        and (may_overlap or row.owner == '')
-      if may and not by_hand then
-        may = number(row.last) < due and due <= N and number(row.not_before) <= N
-          and not is_paused and row.paused_at == '' and row.fingerprint == item[7]
-      end
-      if may then
+      local may_overlap = item[8]
+      if row.moved_to == '' and row.moved_from == '' and number(row.hold) <= N and (may_overlap or row.owner == '')
+        and is_open(item, row, all_paused)
+      then
         won[#won + 1] = take(item, row)
         free = free - 1
       end
@@ -468,8 +513,7 @@ function steps.skip()
   if not is_synced() then
     return {text(N), given_up}
   end
-  local all_paused = redis.call('HGET', STATE, 'paused_at')
-  if all_paused and all_paused ~= '' then
+  if is_paused() then
     return {text(N), given_up}
   end
   local tried = {}
@@ -486,8 +530,10 @@ function steps.skip()
         and row.moved_to == '' and row.moved_from == ''
         and (not held or (row.owner ~= '' and number(row.expires) > N and number(row.renewed) >= at))
       then
-        redis.call('HSET', key_of(name), 'last', due, 'next', hint, 'stamp', given.stamp)
-        index(name, {next = hint, moved_to = ''})
+        redis.call(
+          'HSET', key_of(name), 'last', due, 'next', hint, 'retry', '', 'rerun_up_to', '0', 'stamp', given.stamp
+        )
+        reindex(name)
         given_up[#given_up + 1] = {text(i), row.server, row.acquired}
       end
     end
@@ -499,7 +545,7 @@ end
 
 function steps.renew()
   write_anyway()
-  local missed = {}
+  local missed, cancelled = {}, {}
   for i, item in ipairs(given.items) do
     local name, owner, lease, may_overlap = item[1], item[2], tonumber(item[3]), item[4]
     local expires = text(N + lease)
@@ -509,14 +555,19 @@ function steps.renew()
       else
         missed[#missed + 1] = text(i)
       end
-    elseif redis.call('HGET', key_of(name), 'owner') == owner then
-      redis.call('HSET', key_of(name), 'renewed', text(N), 'expires', expires)
-      redis.call('ZADD', ENDS, expires, name)
     else
-      missed[#missed + 1] = text(i)
+      local row = redis.call('HMGET', key_of(name), 'owner', 'cancelled')
+      if row[1] ~= owner then
+        missed[#missed + 1] = text(i)
+      elseif row[2] and row[2] ~= '' then
+        cancelled[#cancelled + 1] = text(i)
+      else
+        redis.call('HSET', key_of(name), 'renewed', text(N), 'expires', expires)
+        redis.call('ZADD', ENDS, expires, name)
+      end
     end
   end
-  return {text(N), missed}
+  return {text(N), missed, cancelled}
 end
 
 -- A live owner puts itself back where its row was lost, or shows an older state. Only while its own lease stands, so that
@@ -550,9 +601,9 @@ function steps.come_back()
         )
         redis.call('SADD', NAMES, name)
         redis.call('HSET', STATE, 'rows', redis.call('SCARD', NAMES))
-        index(name, {next = soon, moved_to = ''})
         note_loss()
         row = row_of(name)
+        index(name, row)
       elseif not synced or number(row.hold) > N then
         local gone = redis.call('HMGET', key, 'released', 'freed')
         may = (row.owner == '' or is_lower(row.fence, fence)) and gone[1] ~= owner and gone[2] ~= owner
@@ -560,7 +611,7 @@ function steps.come_back()
       if may then
         redis.call(
           'HSET', key, 'owner', owner, 'server', server, 'acquired', acquired, 'renewed', text(N), 'expires', expires,
-          'finish_by', finish_by, 'due', due,
+          'finish_by', finish_by, 'due', due, 'cancelled', '',
           'fence', is_lower(row.fence, fence) and fence or row.fence
         )
         redis.call('ZADD', ENDS, expires, name)
@@ -574,9 +625,15 @@ end
 local function set_free(name, ...)
   redis.call(
     'HSET', key_of(name), 'owner', '', 'server', '', 'acquired', '', 'renewed', '', 'expires', '', 'finish_by', '',
-    'due', '', ...
+    'due', '', 'cancelled', '', ...
   )
   redis.call('ZREM', ENDS, name)
+end
+
+-- Have the row owe another attempt of its last due time, from then on.
+local function owe(name, at, attempt)
+  redis.call('HSET', key_of(name), 'retry', text(at), 'attempt', text(attempt))
+  reindex(name)
 end
 
 function steps.release()
@@ -584,6 +641,7 @@ function steps.release()
   local told = {}
   for i, item in ipairs(given.items) do
     local name, owner, rest, may_overlap = item[1], item[2], item[3], item[4]
+    local due, retry_in, attempt = item[5], item[6], item[7]
     local how = 'lost'
     if may_overlap then
       if redis.call('HDEL', RUNS, owner) == 1 then
@@ -603,6 +661,13 @@ function steps.release()
         how = 'freed'
       elseif row[2] == owner then
         how = 'before'
+      end
+    end
+    if how == 'freed' and retry_in ~= '' then
+      local row = row_of(name)
+      local at = N + tonumber(retry_in)
+      if row and row.last == due and (row.next == '' or tonumber(row.next) > at) then
+        owe(name, at, tonumber(attempt) + 1)
       end
     end
     told[i] = how
@@ -637,7 +702,12 @@ function steps.reap()
         note_cleanup(
           name, row.due, row.server, row.owner, row.fence, row.acquired, row.expires, why(row.finish_by)
         )
-        set_free(name, 'fence', next_fence(row.fence))
+        set_free(name, 'fence', next_fence(row.fence), 'rerun_up_to', '0')
+        local attempt = tonumber(row.attempt) or 1
+        -- The due time that ran is no longer the last one where a loss or the end of a pause has moved that on.
+        if number(row.rerun_up_to) > attempt and row.due == row.last and (row.next == '' or tonumber(row.next) > N) then
+          owe(name, N, attempt + 1)
+        end
         freed[#freed + 1] = row.owner
       end
     end
@@ -691,8 +761,228 @@ function steps.free()
   local note = note_cleanup(
     given.name, row.due, row.server, row.owner, row.fence, row.acquired, row.expires, 'released_by_hand'
   )
-  set_free(given.name, 'fence', next_fence(row.fence), 'freed', row.owner)
+  set_free(given.name, 'fence', next_fence(row.fence), 'freed', row.owner, 'rerun_up_to', '0')
   return {text(N), note}
+end
+
+-- -- what people ask for ----------------------------------------------------------------------------------------------
+
+function steps.pause()
+  write_anyway()
+  if not given.names then
+    if not is_paused() then
+      redis.call('HSET', STATE, 'paused_at', text(N))
+    end
+    redis.call('HSET', STATE, 'paused_reason', given.reason)
+    return {text(N), {}}
+  end
+  local there = {}
+  for _, name in ipairs(given.names) do
+    local row = row_of(name)
+    if row then
+      redis.call(
+        'HSET', key_of(name), 'paused_at', row.paused_at == '' and text(N) or row.paused_at,
+        'paused_reason', given.reason
+      )
+      there[#there + 1] = name
+    end
+  end
+  return {text(N), there}
+end
+
+function steps.paused()
+  write_anyway()
+  return {text(N), is_paused() and '1' or '0', redis.call('SMEMBERS', NAMES)}
+end
+
+-- What is paused is not claimed while its next due time is computed.
+function steps.resume()
+  write_anyway()
+  local resumed = {}
+  local is_again = redis.call('HGET', STATE, 'resumed') == given.stamp
+  if given.everything and not is_paused() and not is_again then
+    -- Somebody else was faster.
+    return {text(N), resumed}
+  end
+  for _, item in ipairs(given.rows) do
+    local name, fingerprint, hint = item[1], item[2], item[3]
+    local row = row_of(name)
+    if row and redis.call('HGET', key_of(name), 'stamp') == given.stamp then
+      -- Sent before, and its answer did not arrive.
+      resumed[#resumed + 1] = name
+    elseif row and (given.everything or row.paused_at ~= '') then
+      local put = {}
+      if row.moved_to == '' then
+        local last = text(math.max(number(row.last), tonumber(given.at)))
+        -- One of another schedule may be too late; one that is too early costs a look.
+        local soon = row.fingerprint == fingerprint and hint ~= '' and hint or row.next
+        put = {'last', last, 'next', soon, 'retry', '', 'rerun_up_to', '0'}
+      end
+      if not given.everything then
+        row.paused_at = ''
+      end
+      if row.paused_at == '' then
+        resumed[#resumed + 1] = name
+        for _, value in ipairs({'paused_at', '', 'paused_reason', '', 'stamp', given.stamp}) do
+          put[#put + 1] = value
+        end
+      end
+      if #put > 0 then
+        redis.call('HSET', key_of(name), unpack(put))
+      end
+      reindex(name)
+    end
+  end
+  if given.is_last and not is_again then
+    redis.call('HSET', STATE, 'paused_at', '', 'paused_reason', '', 'resumed', given.stamp)
+  end
+  return {text(N), resumed}
+end
+
+function steps.interrupt()
+  write_anyway()
+  redis.call('HSET', STATE, 'interrupted_at', text(N))
+  return {text(N)}
+end
+
+function steps.want()
+  write_anyway()
+  local synced = is_synced()
+  local row = row_of(given.name)
+  if not row or row.moved_to ~= '' or row.moved_from ~= '' or row.paused_at ~= '' or is_paused() then
+    return {text(N), ''}
+  end
+  local at, stamp, asked_in = string.match(row.asked, '^(%d+):([^:]*):(.*)$')
+  if stamp == given.stamp then
+    -- Sent before, and its answer did not arrive: the run may have begun.
+    return {text(N), at}
+  end
+  -- What was asked for before a restart that nobody has put right will be dropped by that.
+  if row.wanted ~= '' and (synced or asked_in == run_id) then
+    return {text(N), row.wanted}
+  end
+  row.wanted = text(N)
+  redis.call(
+    'HSET', key_of(given.name), 'wanted', row.wanted, 'asked', row.wanted .. ':' .. given.stamp .. ':' .. run_id
+  )
+  index(given.name, row)
+  return {text(N), row.wanted}
+end
+
+function steps.cancel()
+  write_anyway()
+  local held = {}
+  for _, item in ipairs(given.items) do
+    local name, owner = item[1], item[2]
+    local row = redis.call('HMGET', key_of(name), 'owner', 'cancelled')
+    if row[1] == owner then
+      if not row[2] or row[2] == '' then
+        redis.call('HSET', key_of(name), 'cancelled', text(N))
+      end
+      held[#held + 1] = name
+    end
+  end
+  return {text(N), held}
+end
+
+function steps.retire()
+  write_anyway()
+  local retired = {}
+  for _, name in ipairs(given.names) do
+    local row = row_of(name)
+    if row and row.owner == '' then
+      redis.call('HSET', key_of(name), 'next', '', 'retry', '', 'wanted', '')
+      reindex(name)
+      retired[#retired + 1] = name
+    end
+  end
+  return {text(N), retired}
+end
+
+function steps.forget()
+  write_anyway()
+  local forgotten, servers = {}, {}
+  for _, name in ipairs(given.names) do
+    local row = row_of(name)
+    local on = string.match(name, '@(.*)$')
+    if row and on and row.owner == '' then
+      redis.call('DEL', key_of(name))
+      redis.call('ZREM', DUE, name)
+      -- Counted down, not anew: a loss of other names must still be noticed.
+      if redis.call('SREM', NAMES, name) == 1 and redis.call('HEXISTS', STATE, 'rows') == 1 then
+        redis.call('HINCRBY', STATE, 'rows', -1)
+      end
+      forgotten[#forgotten + 1] = name
+      servers[on] = true
+    end
+  end
+  -- A server that comes back with the same tasks is known, and would otherwise register nothing.
+  local notes = redis.call('HGETALL', VERSIONS)
+  for i = 1, #notes, 2 do
+    local key = string.match(notes[i], '^version:(.*)$')
+    if key and servers[string.match(notes[i + 1], '^%d+:(.*)$')] then
+      redis.call('HSET', VERSIONS, 'resync:' .. key, '1')
+    end
+  end
+  return {text(N), forgotten}
+end
+
+-- Rows are computed by mend.py, on what was read; one that has changed since is told as left, to be read again.
+function steps.set_right()
+  write_anyway()
+  local done, left = {}, {}
+  for _, item in ipairs(given.items) do
+    local name, guard, values = item[1], item[2], item[3]
+    if redis.call('HGET', key_of(name), 'stamp') == given.stamp then
+      -- Sent before, and its answer did not arrive.
+      done[#done + 1] = name
+    elseif guard_of(name) == guard then
+      local fields = {'stamp', given.stamp}
+      for i, field in ipairs(SYNCED) do
+        fields[#fields + 1] = field
+        fields[#fields + 1] = values[i]
+      end
+      redis.call('HSET', key_of(name), unpack(fields))
+      reindex(name)
+      done[#done + 1] = name
+    else
+      left[#left + 1] = name
+    end
+  end
+  return {text(N), done, left}
+end
+
+-- What is kept beside the rows. Who runs it renews what may overlap, if it lives; else that ends a lease from now.
+function steps.set_state_right()
+  write_anyway()
+  local function is_beyond(at)
+    return at and number(at) > N + given.far
+  end
+  if is_beyond(redis.call('HGET', STATE, 'interrupted_at')) then
+    redis.call('HSET', STATE, 'interrupted_at', text(N))
+  end
+  if is_beyond(redis.call('HGET', STATE, 'hold')) then
+    redis.call('HSET', STATE, 'hold', text(N + given.lease))
+  end
+  local notes = redis.call('HGETALL', VERSIONS)
+  for i = 1, #notes, 2 do
+    if string.match(notes[i], '^seen:') and is_beyond(notes[i + 1]) then
+      redis.call('HSET', VERSIONS, notes[i], text(N))
+    end
+  end
+  local wanted, names = {}, {}
+  for _, name in ipairs(given.names) do
+    wanted[name] = true
+  end
+  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', RUN_ENDS, '(' .. text(N + given.far), '+inf')) do
+    local run = redis.call('HGET', RUNS, owner)
+    local name = run and cjson.decode(run)[1]
+    if name and wanted[name] then
+      redis.call('ZADD', RUN_ENDS, text(N + given.lease), owner)
+      names[#names + 1] = name
+    end
+  end
+  return {text(N), names}
 end
 
 -- -- from store to store ----------------------------------------------------------------------------------------------
@@ -712,7 +1002,7 @@ function steps.leave()
         )
       end
       redis.call('HSET', key_of(name), 'moved_to', given.to)
-      index(name, {next = '', moved_to = given.to})
+      reindex(name)
       left[#left + 1] = list_of(name)
     end
   end

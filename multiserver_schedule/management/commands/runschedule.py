@@ -1,4 +1,4 @@
-"""``manage.py runschedule``: one pass, as every server's crontab starts it each minute."""
+"""``manage.py runschedule``: one pass, as each server's crontab starts it each minute; or, ``--forever``, a service."""
 
 from __future__ import annotations
 
@@ -7,29 +7,49 @@ import os
 import sys
 import threading
 from argparse import SUPPRESS
-from typing import Any
+from typing import Any, Final
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from multiserver_schedule import service
+
+STATUSES: Final = (
+    "Exit status: 0 all ran well, or nothing was due. 1 a run failed, or nothing could be run. 2 usage. "
+    "With --forever 0 after an orderly end, however its runs went."
+)
 
 
 class Command(BaseCommand):
     """
-    Runs what is due, waits for it, and exits.
+    Runs what is due, waits for it, and exits; or, ``--forever``, goes on until it is told to end.
 
-    Exit status 0: all ran well, or nothing was due. 1: a run failed, or the lock's store is broken.
+    Exit status of a pass 0: all ran well, or nothing was due. 1: a run failed, or the lock's store is broken. That of a
+    service is 0 after an orderly end, however its runs went, and 1 where it had to give up. Of wrong options: 2.
     """
 
     help = (
         "Runs the scheduled tasks that are due, each once whatever the number of servers, waits for them, and exits. "
-        "Put it into every server's crontab: * * * * *  manage.py runschedule"
+        "Put it into every server's crontab: * * * * *  manage.py runschedule. Or have systemd, or a container, keep "
+        "runschedule --forever up on every server."
     )
     # The declarations are verified by our own small grammar; the project's checks would cost more than the pass.
     requires_system_checks: list[str] = []
     requires_migrations_checks = False
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = STATUSES
+        parser.add_argument(
+            "--forever",
+            action="store_true",
+            help="Be a service: go on until SIGTERM, SIGINT, or `manage.py schedule interrupt`.",
+        )
+        parser.add_argument(
+            "--grace",
+            type=float,
+            metavar="SECONDS",
+            help="How long what runs may take after SIGTERM or SIGINT, before it is ended. "
+            f"Default: {service.GRACE:g}. With --forever.",
+        )
         parser.add_argument(
             "--inline",
             action="store_true",
@@ -41,9 +61,18 @@ class Command(BaseCommand):
         if options["child"]:
             service.child(verbosity=options["verbosity"])
             return
-        done = service.run_once(
-            verbosity=options["verbosity"], inline=options["inline"], stdout=getattr(self.stdout, "_out", None)
-        )
+        grace = options["grace"]
+        if grace is not None and (grace < 0 or not options["forever"]):
+            raise CommandError("--grace takes seconds from 0 up, and goes with --forever.", returncode=2)
+        how: dict[str, Any] = {
+            "verbosity": options["verbosity"],
+            "inline": options["inline"],
+            "stdout": getattr(self.stdout, "_out", None),
+        }
+        if options["forever"]:
+            done = service.run_forever(grace=service.GRACE if grace is None else grace, **how)
+        else:
+            done = service.run_once(**how)
         if done.status:
             sys.exit(done.status)
 

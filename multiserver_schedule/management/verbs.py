@@ -1,0 +1,113 @@
+"""What the verbs of every command of ours have in common: their help, their options, what they read and refuse."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from multiserver_schedule.exceptions import ConfigurationError, DeclarationError
+from multiserver_schedule.management import tables
+from multiserver_schedule.operate import Refused
+
+STATUSES: Final = "exit status: 0 done. 1 not done, or not all of it, or something is wrong; why is on stderr. 2 usage."
+
+
+class Verb(ArgumentParser):
+    """The parser of one verb: its help says which exit statuses there are."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("epilog", STATUSES)
+        options.setdefault("formatter_class", RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)
+        # Django's own is understood before the verb alone.
+        self.add_argument(
+            "-v",
+            "--verbosity",
+            type=int,
+            choices=range(4),
+            default=SUPPRESS,
+            metavar="N",
+            help="0 says nothing of what went well, 2 says more (default: 1)",
+        )
+        self.add_argument("--json", action="store_true", help="machine-readable: times in UTC, spans in seconds")
+
+
+class VerbCommand(BaseCommand):
+    """A command of verbs: ``manage.py schedule list``. The method ``_list`` does it, with the options of its parser."""
+
+    requires_system_checks: list[str] = []
+    wrong: tuple[type[Exception], ...] = (ConfigurationError, DeclarationError)
+    """What is said without a traceback, since its message is for people."""
+
+    def verbs(self, parser: CommandParser) -> Callable[[str, str], Verb]:
+        """Return what adds a verb, given its name and what it does."""
+        parser.epilog = STATUSES
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb", parser_class=Verb)
+        check = parser._check_value
+
+        def check_verb(action: Action, value: Any) -> None:
+            if action is verbs and value not in verbs.choices:
+                raise ArgumentError(None, f"Unknown verb {value!r}.{_nearest(value, verbs.choices)}")
+            check(action, value)
+
+        # argparse has no public place for words of one's own, and the parser's class is Django's to choose.
+        parser._check_value = check_verb  # type: ignore[method-assign]
+
+        def verb(name: str, help: str) -> Verb:
+            added: Verb = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+            return added
+
+        return verb
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Do what the verb says; its exit status is STATUSES'."""
+        try:
+            getattr(self, f"_{options['verb']}")(**options)
+        except Refused as refused:
+            raise CommandError(str(refused), returncode=2 if refused.is_usage else 1) from refused
+        except self.wrong as error:
+            raise CommandError(str(error)) from error
+
+    def _json(self, value: Any) -> None:
+        self.stdout.write(tables.as_json(value))
+
+    def _end(self, troubles: Sequence[str]) -> None:
+        for trouble in troubles:
+            self.stderr.write(trouble)
+        if troubles:
+            sys.exit(1)
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"{f' Did you mean {close[0]!r}?' if close else ''} Verbs are: {', '.join(known)}."
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number from an argument, and refuses one that is too small."""
+
+    def number(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if found < least:
+            raise ArgumentTypeError(f"{found} is too small: write {least} or more")
+        return found
+
+    return number
+
+
+def zone_named(name: str) -> ZoneInfo:
+    """Return the time zone that --timezone names. Raises CommandError."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        wrong = f"--timezone {name!r} is not a known time zone; write one like Europe/Berlin."
+        raise CommandError(wrong, returncode=2) from None

@@ -1,0 +1,228 @@
+"""Is everything as it should be here? Each lock's store, its clock and its rows, the declarations, the history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal
+
+from django.db import DEFAULT_DB_ALIAS, transaction
+
+from .. import conf
+from ..declare import discovery, registry, verify
+from ..due import is_meant_for
+from ..entries import Row, ScheduledTask
+from ..exceptions import ScheduleError
+from ..locks.base import BaseLock
+from ..models import ScheduledRun
+from .clocks import left_behind, measured
+from .listing import Everything, everything_paused
+from .overdue import is_unfreed, open_since, servers_seen
+from .stores import OUR_OWN, declarations, opened, said, server_of, some, task_of, unreadable
+
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    about: str
+    """The server, the declarations, a lock, a history."""
+    text: str
+
+
+def examine() -> list[Finding]:
+    """Look at everything that a server needs to do its part; nothing is changed."""
+    try:
+        settings = conf.load()
+        found = discovery.discover(registry, collect=True)
+    except ScheduleError as error:
+        return [Finding("problem", "settings", str(error))]
+    tasks = registry.completed
+    findings = [*_server(settings, tasks), *_declarations(found, tasks)]
+    maintenance, said_of_it = _maintenance(settings, tasks)
+    findings += said_of_it
+    # Who is not started on purpose is not overdue.
+    startable = {name: task for name, task in tasks.items() if task.even_in_maintenance_mode or not maintenance}
+    for alias in settings.locks:
+        findings += _lock(alias, settings, tasks, startable)
+    for using in dict.fromkeys(str(each.options.get("using", DEFAULT_DB_ALIAS)) for each in settings.locks.values()):
+        findings.append(_history(using))
+    return findings
+
+
+def _server(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> Iterator[Finding]:
+    where = f"environment {settings.environment!r}" if settings.environment else "no ENVIRONMENT"
+    meant = sum(
+        is_meant_for(task, server=settings.server_name, environment=settings.environment) for task in tasks.values()
+    )
+    yield Finding("ok", "server", f"this is {settings.server_name}, {where}: meant for {meant} of {len(tasks)} task(s)")
+
+
+def _maintenance(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> tuple[bool, list[Finding]]:
+    try:
+        is_on = conf.is_in_maintenance(settings.maintenance_mode)
+    except Exception as error:  # the project's own
+        return False, [Finding("problem", "server", f"MAINTENANCE_MODE cannot be asked: {said(error)}")]
+    if not is_on:
+        return False, []
+    left = sorted(task.name for task in tasks.values() if task.even_in_maintenance_mode)
+    started = f"only {some(left)} {'is' if len(left) == 1 else 'are'} started" if left else "nothing is started"
+    text = f"the project is in maintenance mode (MAINTENANCE_MODE): {started} by schedule"
+    return True, [Finding("warning", "server", text)]
+
+
+def _declarations(found: discovery.Discovered, tasks: Mapping[str, ScheduledTask]) -> Iterator[Finding]:
+    for broken in found.broken:
+        yield Finding("problem", "declarations", unreadable(broken))
+    problems = 0
+    for task in tasks.values():
+        for problem in verify(task):
+            problems += 1
+            yield Finding("problem", "declarations", f"{task.file}:{task.line}: {task.name}: {problem}")
+    if not tasks and not found.broken:
+        yield Finding("warning", "declarations", f"no task is declared; searched: {', '.join(found.searched)}")
+    elif not problems and not found.broken:
+        yield Finding("ok", "declarations", f"{len(tasks)} task(s) from {len(found.found)} module(s), all can be run")
+
+
+def _lock(
+    alias: str,
+    settings: conf.Settings,
+    tasks: Mapping[str, ScheduledTask],
+    startable: Mapping[str, ScheduledTask],
+) -> Iterator[Finding]:
+    about = f"lock {alias!r}"
+    try:
+        with opened(settings, alias) as lock:
+            yield from _clock(lock, about)
+            rows, now = lock.rows(), lock.clock()
+            yield from _rows(lock, about, rows, now, tasks, settings)
+            everything = everything_paused(lock)
+            yield from _left_undone(lock, about, rows, now, startable if everything is None else {})
+            yield from _paused(about, everything)
+    except Exception as error:  # whatever a driver raises
+        yield Finding("problem", about, f"does not answer: {said(error)}")
+
+
+def _paused(about: str, everything: Everything | None) -> Iterator[Finding]:
+    if everything is not None:
+        because = f" ({everything.reason})" if everything.reason else ""
+        yield Finding("warning", about, f"everything is paused{because}")
+
+
+def _clock(lock: BaseLock, about: str) -> Iterator[Finding]:
+    clock = measured(lock)
+    text = f"answers in {clock.trip.total_seconds() * 1000:.1f} ms; {clock.said}"
+    if clock.is_off:
+        yield Finding(
+            "problem",
+            about,
+            f"{text}: due times follow the store's clock, cron starts by the server's. Synchronise both (NTP)",
+        )
+    else:
+        yield Finding("ok", about, text)
+
+
+def _rows(
+    lock: BaseLock,
+    about: str,
+    rows: Sequence[Row],
+    now: datetime,
+    tasks: Mapping[str, ScheduledTask],
+    settings: conf.Settings,
+) -> Iterator[Finding]:
+    mine = {name: task for name, task in tasks.items() if task.lock == lock.alias}
+    wanted = {task.row_name(settings.server_name): task for task in mine.values()}
+    there = {row.task: row for row in rows if not row.moved_to}
+    missing = sorted(set(wanted) - set(there))
+    others = sorted(
+        name for name, task in wanted.items() if name in there and there[name].fingerprint != task.fingerprint
+    )
+    unused = sorted(
+        row.task for row in there.values() if row.next_due_at is not None and task_of(row.task, tasks) is None
+    )
+    if not settings.housekeeping:
+        unused = [name for name in unused if name != OUR_OWN]
+    look = lock.look(declarations(lock.alias, tasks, settings.server_name))
+    text = f"{len(wanted) - len(missing)} of {len(wanted)} declared task(s) registered"
+    if missing:
+        yield Finding("warning", about, f"{text}; the next pass registers {some(missing)}")
+    else:
+        yield Finding("ok", about, text)
+    if others:
+        yield Finding(
+            "warning",
+            about,
+            f"another version of the project holds the schedule of {some(others)}: this server leaves "
+            f"{'it' if len(others) == 1 else 'them'} alone",
+        )
+    elif look.known and wanted:
+        yield Finding("ok", about, "this version of the project is the newest")
+    elif wanted and not missing:
+        yield Finding("warning", about, "this version of the project is new to it: the next pass registers it")
+    if unused:
+        yield Finding(
+            "warning",
+            about,
+            f"not declared in this version: {some(unused)}; `schedule prune --undeclared` retires "
+            f"{'it' if len(unused) == 1 else 'them'}",
+        )
+    for level, said_of_it in left_behind(rows, look.interrupted_at, now, tasks, settings):
+        yield Finding(level, about, said_of_it)
+
+
+def _left_undone(
+    lock: BaseLock, about: str, rows: Sequence[Row], now: datetime, startable: Mapping[str, ScheduledTask]
+) -> Iterator[Finding]:
+    """Tell of what a server that looks would have done by now."""
+    unfreed = sum(is_unfreed(row, now) for row in rows)
+    if unfreed:
+        have, them = ("1 lease has", "it") if unfreed == 1 else (f"{unfreed} leases have", "them")
+        text = f"{have} ended and nobody frees {them}: no pass or service looks at the {about}"
+        yield Finding("warning", about, text)
+    late: dict[str, datetime] = {}
+    for row in rows:
+        task = task_of(row.task, startable)
+        since = open_since(row, task, now) if task is not None else None
+        if since is not None:
+            late[row.task] = since
+    shared = sorted(name for name in late if not server_of(name))
+    if shared:
+        one = len(shared) == 1
+        are, meant = ("1 due time is", "this task is") if one else (f"{len(shared)} due times are", "these tasks are")
+        yield Finding(
+            "warning",
+            about,
+            f"{are} open since {_at(min(late[name] for name in shared))} ({some(shared)}): is runschedule running, "
+            f"on a server that {meant} meant for?",
+        )
+    seen = servers_seen(lock, rows, {server_of(name) for name in late} - {""})
+    if seen:
+        servers = [f"{server} (last seen {_at(seen[server])})" for server in sorted(seen)]
+        yield Finding(
+            "warning",
+            about,
+            f"due times of tasks on every server are open on {some(servers)}: is runschedule running there? Of a "
+            "server that is gone for good, housekeeping takes the rows",
+        )
+
+
+def _at(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%SZ}"
+
+
+def _history(using: str) -> Finding:
+    about = f"history in {using!r}"
+    try:
+        with transaction.atomic(using=using):
+            now = datetime.now(timezone.utc)
+            ScheduledRun.objects.using(using).create(task="multiserver_schedule.check", due_at=now, finished_at=now)
+            transaction.set_rollback(True, using=using)
+        count = ScheduledRun.objects.using(using).count()
+    except Exception as error:  # whatever a driver raises
+        return Finding("problem", about, f"cannot be written: {said(error)}")
+    return Finding("ok", about, f"can be written; {count:,} run(s) on record")
