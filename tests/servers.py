@@ -455,12 +455,94 @@ class Memcached(Kind):
         self.call("flush_all")
 
 
+class RabbitMQ(Kind):
+    """
+    RabbitMQ with its management plug-in. Options are lines of rabbitmq.conf: ``start("rabbitmq", heartbeat=5)``.
+
+    Its user and its virtual host are those of the URL. The three ports after its own are its management's, its port
+    mapper's and that for other nodes.
+    """
+
+    name = "rabbitmq"
+    scheme = "amqp"
+    binaries = ("rabbitmq-server",)
+    # Debian's of the same name in /usr/sbin is a script that becomes the user itself, and has folders of its own.
+    places = ("/usr/lib/rabbitmq/bin", *Kind.places)
+    users = ("rabbitmq", "nobody")
+
+    @classmethod
+    def candidates(cls, binary: str) -> Iterator[str]:
+        for found in super().candidates(binary):
+            if Path(found).resolve().name == binary:
+                yield found
+
+    @classmethod
+    def suits(cls, port: int, options: Mapping[str, object]) -> bool:
+        return all(_is_free(port + more) for more in (1, 2, 3))
+
+    @property
+    def management_url(self) -> str:
+        return f"http://{USER}:{self.password}@127.0.0.1:{self.port + 1}"
+
+    def prepare(self) -> None:
+        lines = {
+            "listeners.tcp.1": f"127.0.0.1:{self.port}",
+            "default_user": USER,
+            "default_pass": self.password,
+            "default_vhost": DATABASE,
+            "management.tcp.ip": "127.0.0.1",
+            "management.tcp.port": str(self.port + 1),
+            "log.console.level": "warning",
+            # In milliseconds; five seconds otherwise, for which tests would wait.
+            "collect_statistics_interval": "500",
+            **{key: str(value) for key, value in self.options.items() if value is not None},
+        }
+        secret = self.folder / "rabbitmq.conf"
+        secret.touch(mode=0o600)
+        secret.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
+        self.give(secret)
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+
+    def command(self) -> list[str]:
+        environ = {
+            "RABBITMQ_NODENAME": "rabbit@localhost",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": self.folder / "rabbitmq.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "enabled_plugins",
+            "RABBITMQ_PLUGINS_EXPAND_DIR": self.folder / "plugins",
+            "RABBITMQ_FEATURE_FLAGS_FILE": self.folder / "flags",
+            "RABBITMQ_MNESIA_BASE": self.data,
+            "RABBITMQ_LOG_BASE": self.folder / "logs",
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": self.folder / "pid",
+            "RABBITMQ_DIST_PORT": self.port + 3,
+            # A port mapper of its own, which ends with it.
+            "ERL_EPMD_PORT": self.port + 2,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            # Without a shell in between, whose process would not be the server's.
+            "RABBITMQ_ALLOW_INPUT": "true",
+        }
+        return [
+            *("env", *(f"{key}={value}" for key, value in environ.items())),
+            *(self.binary("rabbitmq-server"), "-noinput", "-kernel", "inet_dist_use_interface", "{127,0,0,1}"),
+        ]
+
+    def is_ready(self) -> bool:
+        # It listens when all the rest is there.
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(b"AMQP\0\0\x09\x01")
+            return b"RabbitMQ" in connection.recv(4096)
+        return False
+
+
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (PostgreSQL, MariaDB, Redis, Redis6, Valkey, Memcached)}
+"""Those that can hold locks."""
+ALL_KINDS: dict[str, type[Kind]] = {**KINDS, RabbitMQ.name: RabbitMQ}
 
 
 def missing(name: str) -> str:
     """Return why a server of this kind cannot be started on this machine, or "" when it can."""
-    return KINDS[name].missing()
+    return ALL_KINDS[name].missing()
 
 
 # --- a server that runs ---------------------------------------------------------------------------------------------
@@ -625,8 +707,8 @@ def start(name: str, *, password: str = "", replica_of: Server | None = None, **
 
     Raises ServerError, with the end of its log, where it is not installed or does not come up.
     """
-    if name not in KINDS:
-        raise ServerError(f"There is no server {name!r}. Those are: {', '.join(KINDS)}.")
+    if name not in ALL_KINDS:
+        raise ServerError(f"There is no server {name!r}. Those are: {', '.join(ALL_KINDS)}.")
     if reason := missing(name):
         raise ServerError(f"{name} cannot be started: {reason}.")
     if replica_of is not None:
@@ -634,7 +716,7 @@ def start(name: str, *, password: str = "", replica_of: Server | None = None, **
         options["replicaof"] = f"127.0.0.1 {replica_of.port}"
     for last in (False, False, True):
         try:
-            return _start(KINDS[name], password or secrets.token_hex(8), options)
+            return _start(ALL_KINDS[name], password or secrets.token_hex(8), options)
         except ServerError as error:
             # Somebody may have taken the port between our look and the server's.
             if last or not re.search("address already in use|any TCP/IP sockets", str(error), re.IGNORECASE):
@@ -956,7 +1038,7 @@ def main(arguments: list[str]) -> int:
     """``python -m tests.servers postgresql mariadb -- command …``: run a command with these servers up."""
     names, separator, command = _split(arguments)
     if not names or not separator or not command:
-        print(f"usage: python -m tests.servers {{{','.join(KINDS)}}} [...] -- command [...]", file=sys.stderr)
+        print(f"usage: python -m tests.servers {{{','.join(ALL_KINDS)}}} [...] -- command [...]", file=sys.stderr)
         return 2
     try:
         with running(names) as servers:
@@ -978,5 +1060,5 @@ def _split(arguments: list[str]) -> tuple[list[str], bool, list[str]]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--supervise"]:
-        sys.exit(_supervise(int(sys.argv[2]), KINDS[sys.argv[3]], Path(sys.argv[4])))
+        sys.exit(_supervise(int(sys.argv[2]), ALL_KINDS[sys.argv[3]], Path(sys.argv[4])))
     sys.exit(main(sys.argv[1:]))

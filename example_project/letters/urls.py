@@ -1,0 +1,3 @@
+from example.urls import urlpatterns
+
+__all__ = ["urlpatterns"]

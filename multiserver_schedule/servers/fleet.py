@@ -1,0 +1,163 @@
+"""
+What projects call: ``from multiserver_schedule.servers import fleet``.
+
+Each order is kept in the database, as what is wanted of a type; the scheduler's tasks bring it about within a minute.
+So an order may be given from anywhere, as often as one likes, by several at once: nothing is made twice by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, Final, TypeVar
+
+from . import ledger, types
+from .exceptions import FleetError
+from .states import Status
+from .types import DEFAULT, ServerType, option
+
+__all__ = [
+    "ServerType",
+    "decrease",
+    "determine_server_count",
+    "ensure",
+    "increase",
+    "option",
+    "provisioned_count",
+    "reboot",
+    "register_server_type",
+    "wanted_count",
+]
+
+Determine = Callable[[ModuleType], "int | Mapping[str, int] | None"]
+_D = TypeVar("_D", bound=Determine)
+
+_asking: ContextVar[dict[str, int] | None] = ContextVar("asking", default=None)
+_determine: list[Determine] = []
+_REBOOTABLE: Final = (Status.STARTING, Status.RUNNING, Status.REBOOTING)
+
+
+def register_server_type(type: ServerType) -> ServerType:
+    """
+    Make a type of servers known, in a ``schedule.py``; one of the same name is replaced, and ``default`` may be.
+
+    Raises FleetError where it is no ServerType.
+    """
+    return types.register(type)
+
+
+def determine_server_count(determine: _D) -> _D:
+    """
+    Have this callable asked each minute how many servers there should be; usable as a decorator.
+
+    It is given this module, and calls ``ensure``, ``increase`` and ``decrease``; or it returns a count for the type
+    ``default``, or a dict of type to count. What it asks for is bounded and damped as each type says (``between``,
+    ``step``, ``cool_down``, ``stabilization``), so that a number that jumps about starts and stops nothing each minute.
+    What it says nothing of stays as it is; so does everything when it raises.
+    """
+    if not callable(determine):
+        raise FleetError(f"determine_server_count() takes a callable, not {determine!r}.")
+    _determine[:] = [determine]
+    return determine
+
+
+def ensure(count: int, type: str = DEFAULT) -> int:
+    """
+    Want so many servers of a type, no more and no fewer; return how many are wanted now.
+
+    Raises FleetError for a count below zero, or of a type that is not known.
+    """
+    return _want("ensure", count, type, lambda wanted: count)
+
+
+def increase(by: int = 1, type: str = DEFAULT) -> int:
+    """Want more of a type than were wanted until now; return how many are. ``increase(0)`` does nothing."""
+    return _want("increase", by, type, lambda wanted: wanted + by)
+
+
+def decrease(by: int = 1, type: str = DEFAULT) -> int:
+    """Want fewer of a type than were wanted until now, zero at least; return how many are wanted."""
+    return _want("decrease", by, type, lambda wanted: max(0, wanted - by))
+
+
+def reboot(type: str | None = None) -> int:
+    """
+    Have all servers of a type rebooted, or of all types; return how many will be.
+
+    One that starts, or reboots already, does it as soon as it is up. Raises FleetError where there is no such type.
+    """
+    if type is not None:
+        types.get(type)
+    now = ledger.now()
+    rows = ledger.servers().filter(status__in=_REBOOTABLE)
+    if type is not None:
+        rows = rows.filter(type=type)
+    count = 0
+    for server in rows.order_by("pk"):
+        # Of one that runs it is the next step; the others come to it by themselves.
+        more = {"next_step_at": now} if server.status == Status.RUNNING else {}
+        count += ledger.change(server, reboot_requested_at=now, **more)
+    return count
+
+
+def provisioned_count(type: str | None = None) -> int:
+    """
+    Return how many servers of a type, or of all, do their work or are on their way to.
+
+    That is new, starting, running and rebooting. Raises FleetError where there is no such type.
+    """
+    if type is not None:
+        types.get(type)
+    return ledger.provisioned(ledger.counts(type))
+
+
+def wanted_count(type: str = DEFAULT) -> int:
+    """Return how many servers of a type are wanted. Raises FleetError where there is no such type."""
+    types.get(type)
+    return _wanted(type)
+
+
+def _wanted(type: str) -> int:
+    row = ledger.targets().filter(type=type).first()
+    return max(row.wanted if row else 0, types.get(type).policy.minimum)
+
+
+def _want(verb: str, number: int, type: str, change: Callable[[int], int]) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise FleetError(f"fleet.{verb}() takes a whole number from 0 up, not {number!r}.")
+    kind = types.get(type)
+    asks = _asking.get()
+    if asks is not None:
+        asks[type] = change(asks.get(type, _wanted(type)))
+        return asks[type]
+    if verb != "ensure" and number == 0:
+        return _wanted(type)
+    least = kind.policy.minimum
+    return ledger.want(type, lambda wanted: change(max(least, wanted)), f"fleet.{verb}({number})", now=ledger.now())
+
+
+@contextmanager
+def asked() -> Iterator[dict[str, int]]:
+    """Collect what is asked for within the block, by type, instead of ordering it."""
+    asks: dict[str, int] = {}
+    token = _asking.set(asks)
+    try:
+        yield asks
+    finally:
+        _asking.reset(token)
+
+
+def determined(fleet: Any) -> dict[str, int] | None:
+    """Ask the callable of ``determine_server_count``, and return counts by type; None where there is no callable."""
+    if not _determine:
+        return None
+    with asked() as asks:
+        answer = _determine[0](fleet)
+        if isinstance(answer, Mapping):
+            for type, count in answer.items():
+                ensure(count, type)
+        elif answer is not None:
+            ensure(answer)
+    return asks

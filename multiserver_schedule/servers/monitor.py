@@ -1,0 +1,186 @@
+"""How many servers are wanted now? Asks the project and its queues, decides for each type, and writes down why."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from . import conf, fleet, ledger, planner, types
+from .demand import Decision, Policy, Standing, asked, decide
+from .entries import Load
+from .hiding import without
+from .plan import Plan
+from .types import ServerType
+
+logger = logging.getLogger("multiserver_schedule.servers")
+
+_TRIES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Monitored:
+    """What was decided for one type, or would be."""
+
+    type: str
+    asked: int | None
+    """How many servers the load asks for; None: nobody says, or it could not be told."""
+    before: int
+    wanted: int
+    why: str
+    load: Load | None
+    plan: Plan
+    trouble: str = ""
+    """Why the load could not be told; what is wanted stays as it was then."""
+
+
+def run(*, now: datetime | None = None) -> list[Monitored]:
+    """Decide for every type, and change the rows accordingly; the provider is not called."""
+    return _monitor(now or ledger.now(), dry=False)
+
+
+def preview(*, now: datetime | None = None) -> list[Monitored]:
+    """Return what would be decided and done now, and change nothing."""
+    return _monitor(now or ledger.now(), dry=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    asked: int | None = None
+    why: str = ""
+    load: Load | None = None
+    trouble: str = ""
+
+
+def _monitor(now: datetime, *, dry: bool) -> list[Monitored]:
+    asks = _asks()
+    done = []
+    there = planner.survey(now)
+    for name in there.types:
+        kind = there.kinds.get(name)
+        ask = asks.get(name, _Ask())
+        before = there.targets.get(name)
+        was = before.wanted if before else kind.policy.minimum if kind else 0
+        decided = _decide(name, kind, ask, now, dry=dry)
+        busy = _busy(ask.load)
+        planned = there.plan(name, wanted=decided.wanted, busy=busy)
+        there = there.after(planned.plan)
+        done.append(
+            Monitored(name, ask.asked, was, planned.needs.wanted, decided.why, ask.load, planned.plan, ask.trouble)
+        )
+    if not dry:
+        planner.bring_about(now=now)
+        for each in done:
+            ledger.record(
+                each.type,
+                asked=each.asked,
+                wanted=each.wanted,
+                counted=ledger.counts(each.type),
+                load=_as_json(each.load),
+                why=each.why,
+                now=now,
+            )
+    return done
+
+
+def _asks() -> dict[str, _Ask]:
+    """Ask everybody how many servers there should be. Whoever raises is logged, and then nothing is asked for."""
+    asks: dict[str, _Ask] = {}
+    trouble = ""
+    try:
+        determined = fleet.determined(fleet) or {}
+    except Exception as error:
+        trouble = f"determine_server_count: {_told(error)}"
+        logger.error(
+            "What determine_server_count was given failed, and the counts stay as they are.\n%s", _traced(error)
+        )
+        determined = {}
+    for name, kind in types.known().items():
+        if name in determined:
+            asks[name] = _Ask(determined[name], "determine_server_count asks for it")
+        elif kind.sources:
+            asks[name] = _ask(kind)
+        elif trouble:
+            asks[name] = _Ask(trouble=trouble)
+    return asks
+
+
+def _ask(kind: ServerType) -> _Ask:
+    try:
+        loads = [source() for source in kind.sources]
+    except Exception as error:
+        logger.error(
+            "The load of the server type %s can't be told, and its count stays as it is.\n%s", kind.name, _traced(error)
+        )
+        return _Ask(trouble=f"its load can't be told: {_told(error)}")
+    load = sum(loads[1:], loads[0])
+    row = ledger.targets().filter(type=kind.name).first()
+    wanted = row.wanted if row else kind.policy.minimum
+    answer = asked(load, kind.policy, wanted)
+    if answer is None:
+        return _Ask(load=load, trouble="its load does not tell what its rules ask for")
+    count, why = answer
+    silent = (kind.policy.waiting_per_server is not None and any(each.waiting is None for each in loads)) or (
+        bool(kind.policy.waited) and any(each.oldest is None and each.waiting != 0 for each in loads)
+    )
+    if silent and count < wanted:
+        # What one queue does not tell may be much.
+        return _Ask(wanted, f"{why}, and not every source tells all: no fewer than now", load)
+    return _Ask(count, why, load)
+
+
+def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry: bool) -> Decision:
+    """Decide for one type, and keep the decision; again, where somebody else has decided meanwhile."""
+    for _ in range(_TRIES):
+        row = ledger.targets().filter(type=name).first() if dry else ledger.target(name)
+        standing = ledger.standing(row) if row else Standing(0)
+        if kind is None:
+            return Decision(Standing(0), "this type is not registered any more")
+        if ask.asked is None:
+            why = (
+                f"{ask.trouble}; it stays as it is"
+                if ask.trouble
+                else (row.why if row else "") or "nothing was asked for"
+            )
+            return Decision(standing, why)
+        decision = decide(ask.asked, ask.why, standing, _bounded(kind), now)
+        if dry or row is None:
+            return decision
+        if ledger.decide(row, decision.standing, decision.why, busy=_busy(ask.load), now=now):
+            return decision
+    raise RuntimeError(f"What is wanted of the type {name!r} was changed {_TRIES} times by others meanwhile.")
+
+
+def _told(error: Exception) -> str:
+    """Return an error in a line; a broker's may hold its URL."""
+    return without(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _traced(error: Exception) -> str:
+    return without("".join(traceback.format_exception(error)))
+
+
+def _bounded(kind: ServerType) -> Policy:
+    """Return a type's policy, with its providers' limits where it has no maximum: what can't be had is no aim."""
+    if kind.policy.maximum is not None:
+        return kind.policy
+    limits = conf.load().providers
+    most = sum(limits[name].max_servers for name in types.providers_of(kind))
+    return kind.policy.changed(maximum=max(kind.policy.minimum, most))
+
+
+def _busy(load: Load | None) -> dict[str, int] | None:
+    """Return how many jobs each server runs, all others none; None where the load does not tell."""
+    if load is None or not (load.busy or load.running == 0):
+        return None
+    return dict(load.busy)
+
+
+def _as_json(load: Load | None) -> dict[str, Any]:
+    if load is None:
+        return {}
+    values = asdict(load)
+    values["oldest"] = None if load.oldest is None else load.oldest.total_seconds()
+    return {key: value for key, value in values.items() if value not in (None, {})}

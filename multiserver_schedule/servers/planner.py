@@ -1,0 +1,180 @@
+"""What is there, what is wanted, and so what is to be done? Reads the rows, asks ``plan``, and changes the rows."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from multiserver_schedule.logs import short
+
+from . import conf, ledger, types
+from .entries import ServerInfo
+from .plan import Known, Needs, Plan, Room, Short, plan
+from .states import BILLED, Status
+from .types import ServerType
+
+if TYPE_CHECKING:
+    from .models import Provider, Server, Target
+
+logger = logging.getLogger("multiserver_schedule.servers")
+
+_TRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What is to be done for one type."""
+
+    type: str
+    needs: Needs
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All rows that a plan depends on, and the types that there are; three statements."""
+
+    now: datetime
+    kinds: Mapping[str, ServerType]
+    targets: Mapping[str, Target]
+    servers: Mapping[str, list[Server]]
+    """By type; none that are deleted."""
+    rooms: Mapping[str, Room]
+
+    @property
+    def types(self) -> list[str]:
+        """Return the names of the types that are registered, and of those that have servers still."""
+        return sorted({*self.kinds, *self.servers})
+
+    def plan(self, type: str, *, wanted: int | None = None, busy: Mapping[str, int] | None = None) -> Planned:
+        """Return what is to be done for a type; ``wanted``, ``busy``: if they were that, and not as the row says."""
+        row = self.targets.get(type)
+        if busy is None and row is not None:
+            busy = row.busy
+        needs = needs_of(type, row, self.kinds.get(type), wanted)
+        known = [
+            Known(
+                name=server.name,
+                provider=server.provider,
+                status=Status(server.status),
+                since=server.created_at,
+                billed_since=server.asked_at,
+                jobs=None if busy is None else busy.get(server.name, 0),
+                reboots=server.reboot_requested_at is not None,
+            )
+            for server in self.servers.get(type, ())
+        ]
+        return Planned(type, needs, plan(needs, known, self.rooms, self.now))
+
+    def after(self, planned: Plan) -> Survey:
+        """Return what would be left of the rooms when this were done."""
+        rooms = dict(self.rooms)
+        for create in planned.creates:
+            room = rooms[create.provider]
+            rooms[create.provider] = replace(room, used=room.used + 1)
+        return replace(self, rooms=rooms)
+
+
+def survey(now: datetime) -> Survey:
+    """Read what there is."""
+    # The targets before the servers: whoever plans meanwhile changes his target, and is noticed.
+    targets = {row.type: row for row in ledger.targets()}
+    servers: dict[str, list[Server]] = defaultdict(list)
+    used: Counter[str] = Counter()
+    for server in ledger.servers().exclude(status=Status.DELETED).order_by("pk"):
+        servers[server.type].append(server)
+        used[server.provider] += server.status in BILLED or server.status == Status.NEW
+    rows = {row.name: row for row in ledger.providers()}
+    rooms = {
+        name: Room(
+            provider=name,
+            limit=limits.max_servers,
+            used=used[name] + (rows[name].unknown if name in rows else 0),
+            closed=_closed(rows[name], now) if name in rows else "",
+        )
+        for name, limits in conf.load().providers.items()
+    }
+    return Survey(now, types.known(), targets, servers, rooms)
+
+
+def _closed(row: Provider, now: datetime) -> str:
+    """Say why nothing is created at a provider now."""
+    if row.trouble:
+        return f"it does not answer since {short(row.trouble_since)}: {row.trouble}"
+    if row.not_before and row.not_before > now:
+        return f"nothing is created there until {short(row.not_before)}, after {row.failures} failure(s)"
+    return ""
+
+
+def needs_of(type: str, row: Target | None, kind: ServerType | None, wanted: int | None = None) -> Needs:
+    """Return what is wanted of a type: what was decided, within its bounds; nothing of one that is not registered."""
+    if kind is None:
+        return Needs(type, 0, ())
+    if wanted is None:
+        wanted = row.wanted if row else 0
+    most = kind.policy.maximum
+    wanted = max(kind.policy.minimum, wanted)
+    return Needs(
+        type=type,
+        wanted=wanted if most is None else min(most, wanted),
+        providers=types.providers_of(kind),
+        billing_period=kind.billing_period,
+        max_age=kind.max_age,
+        drains=kind.drain is not None,
+    )
+
+
+def creates_at(provider: str, *, now: datetime) -> bool:
+    """Say whether a server would be made there now."""
+    found = survey(now)
+    return any(create.provider == provider for type in found.types for create in found.plan(type).plan.creates)
+
+
+def bring_about(*, now: datetime) -> list[Planned]:
+    """Plan for every type, and change the rows accordingly; return what was planned where there was something."""
+    found = survey(now)
+    done = []
+    for type in found.types:
+        planned, found = _bring_about(type, found)
+        if planned is not None and (planned.plan.creates or planned.plan.cancels or planned.plan.drains):
+            done.append(planned)
+    return done
+
+
+def _bring_about(type: str, found: Survey) -> tuple[Planned | None, Survey]:
+    """Plan for one type until nobody else has planned for it meanwhile; return the survey that holds afterwards."""
+    kind = found.kinds.get(type)
+    configure = kind.configuration_for if kind else _nothing
+    for _ in range(_TRIES):
+        row = found.targets.get(type)
+        planned = found.plan(type)
+        result = planned.plan
+        short_of = result.short.why if result.short else ""
+        if not (result.creates or result.cancels or result.drains) and short_of == (row.short_because if row else ""):
+            return planned, found
+        if row is None:
+            row = ledger.target(type)
+            if row.version:
+                found = survey(found.now)
+                continue
+        try:
+            if ledger.carry_out(row, result, configure, now=found.now):
+                return planned, survey(found.now)
+        except Exception as error:
+            # A configuration is a project's own code: what it raises keeps its own type from growing, and nothing else.
+            why = f"its configuration cannot be had: {error.__class__.__name__}: {error}"
+            if row.short_because != why:
+                logger.exception("No server of the type %s can be made: %s", type, why)
+            smaller = replace(result, creates=(), short=Short(type, len(result.creates), why))
+            if ledger.carry_out(row, smaller, configure, now=found.now):
+                return replace(planned, plan=smaller), survey(found.now)
+        found = survey(found.now)
+    return None, found
+
+
+def _nothing(info: ServerInfo) -> dict[str, Any]:
+    return {}

@@ -1,0 +1,529 @@
+"""
+In which order is what was decided brought about at a provider? Look, plan, then the next step of each server.
+
+A step is three things, and the process may die between any two of them:
+
+1. the row is changed, by compare-and-set: what is about to be done stands there before it is done;
+2. the provider is called, in a thread of its own, with nothing held in the database;
+3. the row is changed again, by compare-and-set, with what came of it.
+
+Whoever comes after a death between 1 and 3 finds that in the row: a creation whose answer is not known
+(``unanswered_at``) is looked up by its key before it is asked for again, and all other calls do no harm when they are
+made twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from multiserver_schedule.faults import point
+from multiserver_schedule.logs import distance
+
+from . import conf, ledger, observe, planner, providers, signals, types
+from .drains.base import jobs_left
+from .entries import Machine
+from .exceptions import FleetError, ProviderBusy, ProviderError, ProviderFull, ProviderRefused
+from .hiding import without
+from .providers.base import BaseProvider
+from .states import HANGS, IN_TRANSIT, Status, backoff
+from .visit import AT_ONCE, MOST_BACKOFF, Calls, Report, Visit, clock
+
+if TYPE_CHECKING:
+    from .models import Provider, Server
+
+logger = logging.getLogger("multiserver_schedule.servers")
+
+BUDGET: Final = timedelta(minutes=2)
+"""After so long a pass begins no further step: the next one goes on."""
+
+
+def run(name: str, *, now: datetime | None = None) -> Report:
+    """
+    Take every step that is due at this provider, once.
+
+    A provider that does not answer is no error: it is noted on its row, told once, and left alone for a while, twice
+    as long each time. Raises FleetError where it cannot be had at all.
+    """
+    settings = conf.load()
+    limits = conf.provider(name)
+    report = Report(name)
+    if limits.only_on and ledger.who() not in limits.only_on:
+        report.trouble = f"it may be called by {', '.join(limits.only_on)} alone, and this is {ledger.who()}"
+        return report
+    sample = providers.make(name)
+    calls = Calls(name)
+    try:
+        _Pass(Visit(report, settings, limits, sample, calls, clock(now))).go()
+    finally:
+        calls.close()
+    return report
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A call that is about to be made for a server, and what becomes of its answer or error."""
+
+    server: Server
+    call: Callable[[BaseProvider], Any]
+    then: Callable[[Server, Any], None]
+    failed: Callable[[Server, Exception], None]
+
+
+class _Pass:
+    """One pass at one provider: its order, and what the next step is from each status."""
+
+    def __init__(self, visit: Visit) -> None:
+        self.visit, self.report, self.settings, self.limits = visit, visit.report, visit.settings, visit.limits
+        self.name, self.sample, self.clock = visit.name, visit.sample, visit.clock
+        self.types, self.answers_within = visit.types, visit.answers_within
+        self._steps: Final[Mapping[Status, Callable[[Server, datetime], _Step | None]]] = {
+            Status.NEW: self._new,
+            Status.STARTING: self._starting,
+            Status.RUNNING: self._running,
+            Status.REBOOTING: self._rebooting,
+            Status.DRAINING: self._draining,
+            Status.STOPPING: self._stopping,
+            Status.STOPPED: self._stopped,
+            Status.ERRORED: self._gone_wrong,
+            Status.HANGING: self._gone_wrong,
+            Status.DELETING: self._deleting,
+        }
+        self.until = time.monotonic() + BUDGET.total_seconds()
+
+    def go(self) -> None:
+        """Look, plan, take the steps."""
+        row = ledger.provider(self.name)
+        if row.next_look_at and row.next_look_at > self.clock() and row.trouble:
+            self.report.trouble = row.trouble
+        elif self._has_to_look(row):
+            observe.look(self.visit, row)
+        planner.bring_about(now=self.clock())
+        point("servers_planned")
+        if not self.report.trouble:
+            self._take_steps()
+
+    def _has_to_look(self, row: Provider) -> bool:
+        if row.next_look_at is None or row.next_look_at <= self.clock():
+            return True
+        if ledger.servers().filter(provider=self.name, status__in=IN_TRANSIT).exists():
+            return True
+        return planner.creates_at(self.name, now=self.clock())
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _take_steps(self) -> None:
+        """Take the steps that are due, several at a time, until none is or the time is up."""
+        under_way: dict[Future[Any], _Step] = {}
+        begun: set[tuple[int, int]] = set()
+        while True:
+            busy = {step.server.pk for step in under_way.values()}
+            fresh = [each for each in self._due() if each.pk not in busy and (each.pk, each.version) not in begun]
+            if time.monotonic() >= self.until:
+                self.report.left, fresh = len(fresh), []
+            for server in fresh[: AT_ONCE - len(under_way)]:
+                begun.add((server.pk, server.version))
+                step = self._begin(server)
+                if step is not None:
+                    under_way[self.visit.calls.submit(step.call)] = step
+            if not under_way:
+                if not fresh:
+                    return
+                continue
+            done, _ = wait(under_way, timeout=self.visit.patience, return_when="FIRST_COMPLETED")
+            if not done:
+                # Longer than it may take: the answers are unknown, as they stand in the rows.
+                self.visit.silent(ledger.provider(self.name))
+                return
+            for future in done:
+                self._finish(under_way.pop(future), future)
+
+    def _due(self) -> list[Server]:
+        due = ledger.servers().filter(provider=self.name, next_step_at__lte=self.clock())
+        # What costs money and does no work first.
+        return sorted(
+            due, key=lambda server: (server.status in (Status.NEW, Status.STARTING), server.next_step_at, server.pk)
+        )
+
+    def _begin(self, server: Server) -> _Step | None:
+        """Change the row as far as that can be done before the provider is called, and return the call, if any."""
+        now = self.clock()
+        status = Status(server.status)
+        if status in HANGS and now - server.status_changed_at >= self.settings.hanging_after:
+            if status is Status.STARTING:
+                self.visit.setback()
+            self.visit.move(server, Status.HANGING, f"{status} for {distance(now - server.status_changed_at)}")
+            return None
+        if observe.is_missing(server, now):
+            # Asked for by its name, before it is given up: a list may be cut short.
+            machine_id = server.machine_id
+            return self._taken(server, lambda provider: provider.has_been_deleted(machine_id), self._is_it_gone)
+        return self._steps[status](server, now)
+
+    def _taken(
+        self,
+        server: Server,
+        call: Callable[[BaseProvider], Any],
+        then: Callable[[Server, Any], None],
+        failed: Callable[[Server, Exception], None] | None = None,
+        **values: Any,
+    ) -> _Step | None:
+        """Write down that a call is about to be made; None when somebody else took the step first."""
+        if not ledger.change(server, **{"next_step_at": self.clock() + self.answers_within, **values}):
+            return None
+        point("servers_before_call")
+        return _Step(server, call, then, failed or self._failed)
+
+    def _finish(self, step: _Step, future: Future[Any]) -> None:
+        """Change the row to what came of the call."""
+        point("servers_after_call")
+        server = step.server
+        try:
+            answer = future.result()
+        except Exception as error:
+            step.failed(server, error)
+            return
+        step.then(server, answer)
+
+    def _failed(self, server: Server, error: Exception, **values: Any) -> None:
+        """Try again later, twice as late each time."""
+        now = self.clock()
+        again = backoff(server.attempts + 1, self.settings.poll, MOST_BACKOFF)
+        if isinstance(error, ProviderBusy) and error.retry_after is not None:
+            again = max(again, error.retry_after)
+        self._note_error(server, error)
+        more = {
+            "attempts": server.attempts + 1,
+            "error": self.visit.told(error),
+            "error_at": now,
+            "next_step_at": now + again,
+        }
+        ledger.change(server, **more, **values)
+
+    def _note_error(self, server: Server, error: Exception) -> None:
+        """Log an error, once while it stays the same; one that no provider would raise on purpose with its place."""
+        text = self.visit.told(error)
+        if text != server.error:
+            trace = ""
+            if not isinstance(error, ProviderError | FleetError):
+                trace = without("\n" + "".join(traceback.format_exception(error)), self.limits.options)
+            logger.warning("%s is %s, and %s said: %s%s", server.name, server.status, self.name, text, trace)
+
+    def _later(self, server: Server, **values: Any) -> None:
+        ledger.change(server, **{"next_step_at": self.clock() + self.settings.poll, "attempts": 0, **values})
+
+    # Each of these begins the step of one status: change the row, return the call.
+
+    def _new(self, server: Server, now: datetime) -> _Step | None:
+        not_before = ledger.provider(self.name).not_before
+        if not_before and not_before > now:
+            return None
+        previous = server.status
+        reason = f"created at {self.name}"
+        try:
+            taken = ledger.take_place(
+                server,
+                limit=self.limits.max_servers,
+                reason=reason,
+                now=now,
+                unanswered_at=now,
+                asked_at=server.asked_at or now,
+                next_step_at=now + self.answers_within,
+            )
+        except ledger.NoRoom as full:
+            self._no_room(server, str(full))
+            return None
+        if not taken:
+            return None
+        self.report.steps.append(f"{server.name}: {previous} → {server.status} ({reason})")
+        point("servers_before_create")
+        return self._creation(server)
+
+    def _creation(self, server: Server) -> _Step | None:
+        info = server.info()
+        try:
+            info = replace(info, configuration=types.resolved(info.configuration, self.limits.options))
+        except FleetError as error:
+            self._refused(server, error)
+            return None
+        return _Step(server, lambda provider: provider.create_server(info), self._created, self._not_created)
+
+    def _created(self, server: Server, machine: Machine) -> None:
+        point("servers_after_create")
+        if not ledger.change(
+            server,
+            machine_id=machine.id,
+            address=machine.address,
+            booted=machine.booted,
+            unanswered_at=None,
+            attempts=0,
+            error="",
+            seen_at=self.clock(),
+            next_step_at=self.clock(),
+        ):
+            logger.warning("%s was changed while %s made its machine %s.", server.name, self.name, machine.id)
+
+    def _not_created(self, server: Server, error: Exception) -> None:
+        if isinstance(error, ProviderFull):
+            self._no_room(server, self.visit.told(error), error=error)
+        elif isinstance(error, ProviderRefused | FleetError):
+            self._refused(server, error)
+        elif isinstance(error, ProviderBusy):
+            # It certainly did nothing: to be called again, and not to be looked up.
+            self._failed(server, error, unanswered_at=None)
+        else:
+            self._failed(server, error)
+
+    def _no_room(self, server: Server, why: str, error: Exception | None = None) -> None:
+        """Let a server wait for room, and its provider alone for a while."""
+        now = self.clock()
+        row = ledger.provider(self.name)
+        again_at = self.visit.again_at(row)
+        reason = f"no room at {self.name}: {why}"
+        if server.status == Status.STARTING:
+            attempts = server.attempts + 1
+            self.visit.move(
+                server,
+                Status.NEW,
+                reason,
+                next_step_at=again_at,
+                attempts=attempts,
+                error=self.visit.told(error) if error else why,
+                error_at=now,
+                asked_at=None,
+                unanswered_at=None,
+            )
+            ledger.providers().filter(pk=row.pk).update(failures=row.failures + 1, not_before=again_at)
+            is_news = row.failures == 0
+        else:
+            is_news = server.reason != reason
+            ledger.change(server, next_step_at=again_at, reason=reason)
+        if is_news:
+            signals.server_limit_hit.send_robust(
+                type(server), server=server, provider=self.name, type=server.type, reason=reason, previous=""
+            )
+
+    def _refused(self, server: Server, error: Exception) -> None:
+        """Give up a server that will never be made, and leave its provider alone for a while."""
+        self.visit.setback()
+        self._note_error(server, error)
+        text = self.visit.told(error)
+        self.visit.move(server, Status.ERRORED, text, error=text, error_at=self.clock(), unanswered_at=None)
+
+    def _starting(self, server: Server, now: datetime) -> _Step | None:
+        if server.machine_id:
+            return self._taken(
+                server,
+                lambda provider: provider.has_started(server.machine_id),
+                self._is_it_up,
+                next_step_at=now + self.settings.poll,
+            )
+        if server.unanswered_at is None:
+            if not ledger.change(server, unanswered_at=now, next_step_at=now + self.answers_within):
+                return None
+            point("servers_before_create")
+            return self._creation(server)
+        return self._search(server, self._looked_up)
+
+    def _is_it_up(self, server: Server, is_up: bool) -> None:
+        now = self.clock()
+        if not is_up:
+            self._later(server)
+            return
+        ledger.providers().filter(name=self.name).update(failures=0, not_before=None)
+        took = distance(now - server.status_changed_at)
+        self._run(server, f"up after {took}")
+
+    def _run(self, server: Server, reason: str) -> None:
+        wants = server.reboot_requested_at is not None
+        self.visit.move(
+            server,
+            Status.RUNNING,
+            reason,
+            running_at=self.clock(),
+            error="",
+            missing_since=None,
+            next_step_at=self.clock() if wants else None,
+        )
+
+    def _looked_up(self, server: Server, machines: Sequence[Machine]) -> None:
+        """Go on from an answer that was lost: the machine is there, or it is not."""
+        now = self.clock()
+        if machines:
+            # Should there be more than one, the others have no row, and are found as such.
+            first = min(machines, key=lambda machine: machine.id)
+            self._created(server, first)
+            return
+        if self.sample.idempotent or now - (server.unanswered_at or now) >= self.sample.settles:
+            # Not made: to be asked for again, with the same key.
+            ledger.change(server, unanswered_at=None, next_step_at=now)
+        else:
+            self._later(server)
+
+    def _running(self, server: Server, now: datetime) -> _Step | None:
+        if server.reboot_requested_at is None:
+            ledger.change(server, next_step_at=None)
+            return None
+        kind = self.types.get(server.type)
+        if kind is not None and kind.drain is not None:
+            asked_at = server.reboot_requested_at
+            self.visit.move(
+                server, Status.DRAINING, "to be rebooted, as it was asked for", reboot_requested_at=asked_at
+            )
+        else:
+            self.visit.move(server, Status.REBOOTING, "as it was asked for", reboot_requested_at=None)
+        return None
+
+    def _is_it_gone(self, server: Server, is_gone: bool) -> None:
+        if is_gone:
+            if server.status == Status.STARTING:
+                self.visit.setback()
+            self.visit.move(server, Status.DELETED, f"its machine is gone at {self.name}, and not by us")
+        else:
+            ledger.change(server, missing_since=None, next_step_at=self.clock())
+
+    def _rebooting(self, server: Server, now: datetime) -> _Step | None:
+        machine_id = server.machine_id
+        if server.called_at is None:
+
+            def reboot(provider: BaseProvider) -> str:
+                before = provider.find_by_tag(server.key)
+                provider.reboot_server(machine_id)
+                return next((machine.booted for machine in before if machine.id == machine_id), "")
+
+            return self._taken(server, reboot, self._rebooted, self._not_rebooted, called_at=now)
+
+        def look(provider: BaseProvider) -> tuple[bool, str]:
+            is_up = provider.has_started(machine_id)
+            machines = provider.find_by_tag(server.key) if server.booted else ()
+            return is_up, next((machine.booted for machine in machines if machine.id == machine_id), "")
+
+        return self._taken(server, look, self._is_it_up_again, next_step_at=now + self.settings.poll)
+
+    def _rebooted(self, server: Server, booted: str) -> None:
+        self._later(server, booted=booted)
+
+    def _not_rebooted(self, server: Server, error: Exception) -> None:
+        if isinstance(error, ProviderRefused):
+            self._note_error(server, error)
+            text = self.visit.told(error)
+            self.visit.move(server, Status.RUNNING, text, error=text, error_at=self.clock())
+        else:
+            self._failed(server, error, called_at=None)
+
+    def _is_it_up_again(self, server: Server, seen: tuple[bool, str]) -> None:
+        is_up, booted = seen
+        # "Started" may be said of the time before the reboot; a poll has passed since the call, at least.
+        if is_up and (not server.booted or booted != server.booted):
+            self._run(server, f"rebooted within {distance(self.clock() - server.status_changed_at)}")
+        elif is_up and server.called_at and self.clock() - server.called_at >= 3 * self.settings.poll:
+            # It works, and has not been booted since: the request was lost, perhaps with the process that made it.
+            self._later(server, called_at=None)
+        else:
+            self._later(server)
+
+    def _draining(self, server: Server, now: datetime) -> _Step | None:
+        kind = self.types.get(server.type)
+        if kind is None or kind.drain is None:
+            self.visit.drained(server, "it has no drain")
+            return None
+        if now - server.status_changed_at >= kind.drain_limit:
+            left = f", and {server.jobs} jobs run still" if server.jobs else ""
+            logger.warning("%s is not drained after %s%s.", server.name, distance(kind.drain_limit), left)
+            self.visit.drained(server, f"not drained within {distance(kind.drain_limit)}{left}")
+            return None
+        info, drain = server.info(), kind.drain
+        return self._taken(
+            server,
+            lambda provider: jobs_left(drain(info), drain),
+            self._is_it_drained,
+            called_at=server.called_at or now,
+        )
+
+    def _is_it_drained(self, server: Server, jobs: int) -> None:
+        if jobs:
+            self._later(server, jobs=jobs)
+        else:
+            self.visit.drained(server, f"drained within {distance(self.clock() - server.status_changed_at)}", jobs=0)
+
+    def _stopping(self, server: Server, now: datetime) -> _Step | None:
+        machine_id = server.machine_id
+        if not machine_id:
+            return self._search(server, self._found_to_end)
+        # Asked again now and then, as a deletion is: whoever was to ask may have died before it did.
+        if server.called_at is None or now - server.called_at >= 3 * self.settings.poll:
+            return self._taken(
+                server, lambda provider: provider.stop_server(machine_id), self._stop_was_asked, called_at=now
+            )
+        return self._taken(
+            server,
+            lambda provider: provider.has_stopped(machine_id),
+            self._is_it_down,
+            next_step_at=now + self.settings.poll,
+        )
+
+    def _stop_was_asked(self, server: Server, answer: None) -> None:
+        ledger.change(server, next_step_at=self.clock(), attempts=0)
+
+    def _is_it_down(self, server: Server, is_down: bool) -> None:
+        if is_down:
+            self.visit.move(server, Status.STOPPED, f"down after {distance(self.clock() - server.status_changed_at)}")
+        else:
+            self._later(server)
+
+    def _stopped(self, server: Server, now: datetime) -> _Step | None:
+        self.visit.move(server, Status.DELETING, "it has stopped")
+        return None
+
+    def _gone_wrong(self, server: Server, now: datetime) -> _Step | None:
+        if not server.machine_id:
+            return self._search(server, self._found_to_end)
+        self.visit.move(server, Status.DELETING, f"cleaned up: it was {server.status}")
+        return None
+
+    def _search(self, server: Server, then: Callable[[Server, Any], None]) -> _Step | None:
+        """Look for the machine of a server of which it is not known whether it was made."""
+        key = server.key
+        return self._taken(server, lambda provider: provider.find_by_tag(key), then)
+
+    def _found_to_end(self, server: Server, machines: Sequence[Machine]) -> None:
+        now = self.clock()
+        if machines:
+            first = min(machines, key=lambda machine: machine.id)
+            ledger.change(server, machine_id=first.id, address=first.address, next_step_at=now)
+        elif server.unanswered_at is None or now - server.unanswered_at >= self.answers_within + self.sample.settles:
+            self.visit.move(server, Status.DELETED, f"{self.name} has no machine of it", unanswered_at=None)
+        else:
+            self._later(server)
+
+    def _deleting(self, server: Server, now: datetime) -> _Step | None:
+        machine_id = server.machine_id
+        if not machine_id:
+            return self._search(server, self._found_to_end)
+        # Asked again now and then, while it takes long: a request may be lost.
+        if server.called_at is None or now - server.called_at >= 3 * self.settings.poll:
+            return self._taken(
+                server, lambda provider: provider.delete_server(machine_id), self._deletion_was_asked, called_at=now
+            )
+        return self._taken(
+            server,
+            lambda provider: provider.has_been_deleted(machine_id),
+            self._has_it_gone,
+            next_step_at=now + self.settings.poll,
+        )
+
+    def _deletion_was_asked(self, server: Server, answer: None) -> None:
+        point("servers_after_delete")
+        ledger.change(server, next_step_at=self.clock(), attempts=0)
+
+    def _has_it_gone(self, server: Server, is_gone: bool) -> None:
+        if is_gone:
+            self.visit.move(server, Status.DELETED, f"gone after {distance(self.clock() - server.status_changed_at)}")
+        else:
+            self._later(server)

@@ -1,0 +1,165 @@
+"""
+How is a provider called, and when is it left alone? What one pass has with it there: its calls, its clock, its report.
+
+A call is made in a thread, since it may hang: whoever waits for its answer does so for ``Visit.patience`` seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from django.db import connections
+
+from multiserver_schedule.faults import point
+from multiserver_schedule.logs import distance
+
+from . import conf, ledger, providers, types
+from .exceptions import FleetError, ProviderError
+from .hiding import without
+from .providers.base import BaseProvider
+from .states import Status, backoff
+
+if TYPE_CHECKING:
+    from .models import Provider, Server
+
+logger = logging.getLogger("multiserver_schedule.servers")
+
+AT_ONCE: Final = 8
+"""Calls to one provider that are under way at the same time."""
+MOST_BACKOFF: Final = timedelta(minutes=10)
+ANSWERS_WITHIN: Final = timedelta(minutes=1)
+"""Nobody takes a step a second time before: a call that is under way has to have ended by then."""
+
+Clock = Callable[[], datetime]
+
+
+def clock(now: datetime | None = None) -> Clock:
+    """Return a clock that starts at the database's time, or at the one that is given, and never goes back."""
+    first, began = now or ledger.now(), time.monotonic()
+    if now is not None:
+        return lambda: first
+    return lambda: first + timedelta(seconds=time.monotonic() - began)
+
+
+@dataclass(slots=True)
+class Report:
+    """What one pass did at one provider."""
+
+    provider: str
+    steps: list[str] = field(default_factory=list)
+    """A sentence for each change of a server's status."""
+    trouble: str = ""
+    """Why nothing could be done there; "" when it answered."""
+    left: int = 0
+    """Steps that were due and not taken, for want of time."""
+
+
+class Calls:
+    """The provider, called in threads: an instance for each, since no driver promises to be safe for several."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"provider-{name}")
+
+    def submit(self, do: Callable[[BaseProvider], Any]) -> Future[Any]:
+        """Begin a call, and return what its answer or error will be in."""
+        return self._pool.submit(self._call, do)
+
+    def _call(self, do: Callable[[BaseProvider], Any]) -> Any:
+        if not hasattr(self._own, "provider"):
+            self._own.provider = providers.make(self.name)
+        try:
+            return do(self._own.provider)
+        finally:
+            # A drain may be a project's own code, and ask the database: the connection is this thread's.
+            connections.close_all()
+
+    def close(self) -> None:
+        """Begin no further call."""
+        # What hangs is not waited for: this process ends with the pass.
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Visit:
+    """What a pass has with it at one provider: what it calls it with, and how it writes down what came of that."""
+
+    def __init__(
+        self,
+        report: Report,
+        settings: conf.Settings,
+        limits: conf.ProviderSettings,
+        sample: BaseProvider,
+        calls: Calls,
+        clock: Clock,
+    ) -> None:
+        self.report, self.settings, self.limits = report, settings, limits
+        self.name, self.sample, self.calls, self.clock = report.provider, sample, calls, clock
+        self.types = types.known()
+        # A step makes two calls at most, each as slow as it may be.
+        self.answers_within = max(ANSWERS_WITHIN, 3 * sample.timeout)
+
+    @property
+    def patience(self) -> float:
+        """Return for how many seconds an answer is waited for."""
+        return self.answers_within.total_seconds()
+
+    def told(self, error: BaseException) -> str:
+        """Return an error in one line, with its kind where the text alone would not do, and without a secret."""
+        text = " ".join(str(error).split())
+        if not (isinstance(error, ProviderError | FleetError) and text):
+            text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        return without(text, self.limits.options)
+
+    # -- the provider's row -------------------------------------------------------------------------------------------
+
+    def away(self, row: Provider, why: str) -> None:
+        """Note that a provider does not answer, and leave it alone for a while; nothing is concluded from it."""
+        now = self.clock()
+        self.report.trouble = why
+        again_at = self.again_at(row)
+        if not row.trouble:
+            logger.error("The provider %s does not answer: %s. Its servers stay as they are.", self.name, why)
+        ledger.providers().filter(pk=row.pk).update(
+            failures=row.failures + 1,
+            trouble=why,
+            trouble_since=row.trouble_since or now,
+            next_look_at=again_at,
+            not_before=again_at,
+        )
+
+    def silent(self, row: Provider) -> None:
+        """Note that an answer has not come in the time that it may take."""
+        self.away(row, f"no answer within {distance(self.sample.timeout)}")
+
+    def setback(self) -> None:
+        """A creation failed: no replacement at once, or each pass would make and lose another one."""
+        row = ledger.provider(self.name)
+        ledger.providers().filter(pk=row.pk).update(failures=row.failures + 1, not_before=self.again_at(row))
+
+    def again_at(self, row: Provider) -> datetime:
+        """Return until when a provider is left alone after one failure more."""
+        return self.clock() + backoff(row.failures + 1, self.settings.poll, MOST_BACKOFF)
+
+    # -- a server's row -----------------------------------------------------------------------------------------------
+
+    def move(self, server: Server, to: Status, reason: str, **values: Any) -> bool:
+        """Give a server another status, and report it; False when somebody else has changed it first."""
+        previous = server.status
+        if not ledger.move(server, to, reason, now=self.clock(), **values):
+            return False
+        self.report.steps.append(f"{server.name}: {previous} → {to} ({reason})")
+        point(f"servers_{to}")
+        return True
+
+    def drained(self, server: Server, reason: str, **values: Any) -> None:
+        """Send a server on that works no more: to its end, or to the reboot that it was drained for."""
+        to = Status.STOPPING if server.reboot_requested_at is None else Status.REBOOTING
+        self.move(server, to, reason, reboot_requested_at=None, **values)

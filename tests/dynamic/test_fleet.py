@@ -1,0 +1,258 @@
+"""What projects call, and what is decided of it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from multiserver_schedule.servers import fleet, ledger, monitor, types
+from multiserver_schedule.servers.entries import Load
+from multiserver_schedule.servers.exceptions import FleetError
+from multiserver_schedule.servers.fleet import ServerType, option
+from multiserver_schedule.servers.models import Decision, Target
+
+from .conftest import MINUTE, Site
+
+
+def test_the_fleet_can_be_imported_before_django_has_loaded_its_apps() -> None:
+    code = "from multiserver_schedule.servers import fleet; fleet.register_server_type; print('imported')"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "imported\n", done.stderr
+
+
+def test_the_default_type_is_there_without_being_registered(site: Site) -> None:
+    assert fleet.ensure(2) == 2
+    assert types.providers_of(types.get("default")) == ("folder",)
+
+
+def test_increase_and_decrease_count_from_what_is_wanted(site: Site) -> None:
+    assert fleet.increase() == 1
+    assert fleet.increase(3) == 4
+    assert fleet.decrease() == 3
+    assert fleet.decrease(9) == 0
+
+
+def test_provisioned_are_those_that_work_or_are_on_their_way_to(site: Site) -> None:
+    fleet.register_server_type(ServerType("big"))
+    fleet.ensure(2)
+    fleet.ensure(1, "big")
+    assert fleet.provisioned_count() == 0, "it is an order still"
+    site.reconcile()
+    assert (fleet.provisioned_count(), fleet.provisioned_count("big")) == (3, 1)
+    fleet.ensure(0)
+    site.reconcile()
+    assert fleet.provisioned_count() == 1
+
+
+@pytest.mark.parametrize("verb", ["ensure", "increase", "decrease"])
+@pytest.mark.parametrize("number", [-1, True, 1.5, "2", None])
+def test_a_count_that_is_none_is_refused_by_name(site: Site, verb: str, number: Any) -> None:
+    with pytest.raises(FleetError, match=rf"fleet\.{verb}\(\) takes a whole number from 0 up, not {number!r}"):
+        getattr(fleet, verb)(number)
+
+
+def test_an_unknown_type_is_refused_with_the_nearest_one(site: Site) -> None:
+    fleet.register_server_type(ServerType("importer"))
+    for call in (
+        lambda: fleet.ensure(1, "importr"),
+        lambda: fleet.reboot("importr"),
+        lambda: fleet.provisioned_count("importr"),
+    ):
+        with pytest.raises(FleetError, match=r"No server type is named 'importr'. Did you mean 'importer'\?"):
+            call()
+
+
+def test_a_type_at_an_unknown_provider_is_refused_with_the_nearest_one(site: Site) -> None:
+    fleet.register_server_type(ServerType("big").provider("foldr"))
+    with pytest.raises(
+        FleetError, match=r"'big' is to be made at 'foldr', which is no provider. Did you mean 'folder'\?"
+    ):
+        fleet.ensure(1, "big")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: ServerType("Big One"), "small letters"),
+        (lambda: ServerType("big").provider(), "needs the name of a provider"),
+        (lambda: ServerType("big").configuration("m5"), "takes a dict"),
+        (lambda: ServerType("big").scale_on(), "needs a source"),
+        (lambda: ServerType("big").scale_on(5), "callables"),
+        (lambda: ServerType("big").between(-1, 2), "big"),
+        (lambda: ServerType("big").between(3, 2), "big"),
+        (lambda: ServerType("big").step(up=0), "big"),
+        (lambda: ServerType("big").cool_down(up=5), "big"),
+        (lambda: ServerType("big").drain_with("nowhere.at.all"), "nowhere"),
+        (lambda: ServerType("big").drain_with(lambda server: 0, limit=5), "timedelta"),
+        (lambda: ServerType("big").billed_by(3600), "timedelta"),
+        (lambda: ServerType("big").lifetime(3600), "timedelta"),
+        (lambda: fleet.register_server_type("big"), "takes a ServerType"),
+        (lambda: fleet.determine_server_count(3), "takes a callable"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_where_it_is_written(wrong: Any, said: str) -> None:
+    with pytest.raises(FleetError, match=said):
+        wrong()
+
+
+def test_a_secret_in_a_configuration_is_refused_and_told_where_to_go(site: Site) -> None:
+    kind = ServerType("big").configuration({"user_data": {"api_key": "abc"}})
+    with pytest.raises(FleetError, match=r"user_data.api_key in plain text.*option\('api_key'\)") as refused:
+        kind.configuration_for(ledger.servers().model(name="x").info())
+    assert "abc" not in str(refused.value)
+    ServerType("big").configuration({"api_key": option("api_key")}).configuration_for(
+        ledger.servers().model(name="x").info()
+    )
+
+
+def test_what_a_callable_determines_is_brought_about(site: Site) -> None:
+    fleet.register_server_type(ServerType("big"))
+
+    @fleet.determine_server_count
+    def count(fleet: Any) -> None:
+        fleet.ensure(2)
+        fleet.increase(1, "big")
+
+    site.monitor()
+    site.reconcile()
+    assert {row.type: row.wanted for row in Target.objects.using(ledger.using())} == {"default": 2, "big": 1}
+
+
+@pytest.mark.parametrize("answer", [3, {"default": 3}])
+def test_a_callable_may_return_what_it_wants(site: Site, answer: Any) -> None:
+    fleet.determine_server_count(lambda fleet: answer)
+    (told,) = site.monitor()
+    assert (told.asked, told.wanted) == (3, 3)
+
+
+def test_what_a_callable_asks_for_is_damped(site: Site) -> None:
+    asks = iter([4, 0, 4, 0, 4, 0, 0, 0])
+    fleet.determine_server_count(lambda fleet: next(asks))
+    wanted = []
+    for _ in range(8):
+        wanted.append(site.monitor()[0].wanted)
+        site.later(MINUTE)
+    assert wanted == [4] * 8, "it falls only after five minutes of fewer"
+
+
+def test_an_order_from_a_person_is_not_damped(site: Site) -> None:
+    fleet.ensure(4)
+    site.settle()
+    fleet.ensure(0)
+    site.settle()
+    assert site.statuses() == {}
+
+
+def test_a_callable_that_raises_leaves_everything_as_it_is(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    fleet.ensure(2)
+    site.reconcile()
+
+    @fleet.determine_server_count
+    def count(fleet: Any) -> None:
+        fleet.ensure(0)
+        raise OSError("the broker is away")
+
+    with caplog.at_level(logging.ERROR):
+        (told,) = site.monitor()
+    assert told.wanted == 2
+    assert "the broker is away" in told.trouble
+    assert "the broker is away" in caplog.text
+
+
+def test_a_load_that_cannot_be_told_leaves_its_type_as_it_is_and_no_other(site: Site) -> None:
+    def away() -> Load:
+        raise OSError("the broker is away")
+
+    fleet.register_server_type(ServerType("default").scale_on(away, waiting_per_server=10))
+    fleet.register_server_type(ServerType("big").scale_on(lambda: Load(waiting=25), waiting_per_server=10))
+    fleet.ensure(2)
+    told = {each.type: each for each in site.monitor()}
+    assert (told["default"].wanted, told["big"].wanted) == (2, 3)
+
+
+def test_the_loads_of_several_queues_are_taken_together(site: Site) -> None:
+    sources = [lambda: Load(waiting=15), lambda: Load(waiting=15, oldest=timedelta(minutes=2))]
+    fleet.register_server_type(ServerType("default").scale_on(*sources, waiting_per_server=10))
+    assert site.monitor()[0].wanted == 3
+
+
+def test_equal_decisions_share_a_row_and_each_change_has_its_own(site: Site) -> None:
+    for _ in range(3):
+        site.monitor()
+        site.later(MINUTE)
+    fleet.ensure(2)
+    site.monitor()
+    rows = list(Decision.objects.using(ledger.using()).order_by("pk"))
+    assert [(row.wanted, row.times) for row in rows] == [(0, 3), (2, 1)]
+    assert rows[0].until - rows[0].at == 2 * MINUTE
+
+
+def test_a_type_that_is_not_registered_any_more_is_given_up(site: Site) -> None:
+    fleet.register_server_type(ServerType("big"))
+    fleet.ensure(2, "big")
+    site.settle()
+    del types._registered["big"]
+    site.settle()
+    assert site.cloud.machines == {}
+
+
+def test_a_configuration_that_raises_keeps_its_own_type_from_growing_and_no_other(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    def configuration(server: Any) -> dict[str, Any]:
+        raise LookupError("no image is tagged so")
+
+    fleet.register_server_type(ServerType("big").configuration(configuration))
+    fleet.ensure(1, "big")
+    fleet.ensure(1)
+    site.passes(5)
+    assert site.statuses() == {"running": 1}
+    assert "no image is tagged so" in ledger.target("big").short_because
+    assert caplog.text.count("No server of the type big") == 1
+
+
+def test_a_minimum_is_had_without_anybody_asking(site: Site) -> None:
+    fleet.register_server_type(ServerType("default").between(2, 3))
+    site.settle()
+    assert site.statuses() == {"running": 2}
+    assert fleet.increase(5) == 7
+    site.settle()
+    assert site.statuses() == {"running": 3}, "never more than its maximum"
+
+
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(site: Site) -> None:
+    fleet.register_server_type(ServerType("default").scale_on(lambda: Load(waiting=25), waiting_per_server=10))
+    before = list(ledger.targets().values())
+    (told,) = monitor.preview(now=site.now)
+    assert len(told.plan.creates) == 3
+    assert list(ledger.targets().values()) == before
+    assert site.servers() == []
+
+
+def test_a_source_that_tells_nothing_keeps_the_count_from_falling(site: Site) -> None:
+    loads = [Load(waiting=0), Load(waiting=30)]
+    sources = [lambda: loads[0], lambda: loads[1]]
+    kind = ServerType("default").scale_on(*sources, waiting_per_server=10).stabilization(down=timedelta(0))
+    fleet.register_server_type(kind)
+    assert site.monitor()[0].wanted == 3
+    loads[1] = Load()
+    site.later(MINUTE)
+    assert site.monitor()[0].wanted == 3
+    loads[1] = Load(waiting=0)
+    site.later(MINUTE)
+    assert site.monitor()[0].wanted == 0
+
+
+def test_a_type_without_a_maximum_never_wants_more_than_its_provider_may_have(site: Site) -> None:
+    fleet.determine_server_count(lambda fleet: 10**6)
+    assert site.monitor()[0].wanted == 5
+
+
+def test_a_rule_is_needed_to_scale_on_a_load() -> None:
+    with pytest.raises(FleetError, match=r"scale_on\(\) needs a rule"):
+        ServerType("big").scale_on(lambda: Load(waiting=1))

@@ -1,0 +1,427 @@
+"""What is brought about at a provider, and what becomes of a call that fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.test.utils import CaptureQueriesContext
+
+from multiserver_schedule.servers import fleet, ledger
+from multiserver_schedule.servers.fleet import ServerType, option
+
+from ..stores import Store
+from .conftest import MINUTE, Heard, Site
+
+
+def test_what_is_ensured_runs_after_one_pass_where_machines_are_up_at_once(site: Site) -> None:
+    fleet.ensure(2)
+    site.reconcile()
+    assert site.statuses() == {"running": 2}
+    assert sorted(machine["key"] for machine in site.cloud.machines.values()) == sorted(
+        server.key for server in site.servers()
+    )
+
+
+def test_a_machine_that_takes_time_is_asked_after_each_twenty_seconds(site: Site) -> None:
+    site.options(looks=2)
+    fleet.ensure(1)
+    site.reconcile()
+    assert site.statuses() == {"starting": 1}
+    for _ in range(3):
+        site.reconcile()  # not before its time
+    assert site.cloud.calls.count("has_started") == 1
+    site.later()
+    site.reconcile()
+    site.later()
+    site.reconcile()
+    assert site.statuses() == {"running": 1}
+    assert site.cloud.calls.count("has_started") == 3
+
+
+def test_what_is_no_longer_wanted_is_stopped_and_deleted_and_its_machine_is_gone(site: Site) -> None:
+    site.options(looks=1)
+    fleet.ensure(3)
+    site.settle()
+    fleet.ensure(1)
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert len(site.cloud.machines) == 1
+    one = site.servers("deleted")[0]
+    assert [row.status for row in one.transitions.order_by("pk")] == [
+        *("new", "starting", "running", "draining", "stopping", "stopped", "deleting", "deleted")
+    ]
+
+
+def test_the_limit_is_exact_and_what_is_short_is_said(site: Site, heard: Callable[..., Heard]) -> None:
+    told = heard("server_limit_hit")
+    fleet.ensure(7)
+    site.passes(4)
+    assert site.statuses() == {"running": 5}
+    assert "5" in ledger.target("default").short_because
+    assert len(told) == 1, "said once, and not with every pass"
+
+
+def test_what_the_provider_really_has_counts_towards_the_limit(site: Site) -> None:
+    site.settings.MULTISERVER_SCHEDULE_SERVERS["ORPHANS"] = "report"
+    for number in range(3):
+        site.cloud.put(f"stranger{number}")
+    fleet.ensure(5)
+    site.passes(3)
+    assert site.statuses() == {"running": 2}
+    assert site.cloud.most == 5
+
+
+def test_an_answer_that_was_lost_after_the_machine_was_made_leads_to_no_second_one(site: Site) -> None:
+    site.cloud.fail("create_server", "done")
+    fleet.ensure(1)
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert site.cloud.made == 1
+
+
+def test_an_answer_that_was_lost_before_the_machine_was_made_leads_to_one_when_it_is_sure(site: Site) -> None:
+    site.options(settles=100)
+    site.cloud.fail("create_server", "lost")
+    fleet.ensure(1)
+    site.passes(4)
+    assert site.cloud.made == 0, "it may still be made: nobody knows yet"
+    site.passes(3)
+    assert site.statuses() == {"running": 1}
+    assert site.cloud.made == 1
+
+
+def test_a_provider_that_takes_keys_is_asked_again_at_once(site: Site) -> None:
+    site.options(idempotent=True)
+    site.cloud.fail("create_server", "lost")
+    fleet.ensure(1)
+    site.passes(3)
+    assert site.statuses() == {"running": 1}
+
+
+def test_a_refusal_ends_the_server_and_replacements_come_more_and_more_slowly(
+    site: Site, heard: Callable[..., Heard]
+) -> None:
+    errored = heard("server_errored")
+    site.cloud.fail("create_server", "refused", times=1000)
+    fleet.ensure(1)
+    site.passes(90)  # half an hour
+    assert 4 <= len(errored) <= 8, "after 20, 40, 80 … 600 s"
+    assert site.cloud.machines == {}
+    site.cloud.mend()
+    site.passes(40)
+    assert site.statuses() == {"running": 1}
+
+
+def test_a_provider_without_room_makes_the_server_wait_and_not_a_new_row_each_time(
+    site: Site, heard: Callable[..., Heard]
+) -> None:
+    told = heard("server_limit_hit")
+    site.cloud.fail("create_server", "full", times=1000)
+    fleet.ensure(1)
+    site.passes(90)
+    assert len(site.servers()) == 1
+    assert 4 <= site.cloud.calls.count("create_server") <= 9
+    assert len(told) == 1
+    site.cloud.mend()
+    site.passes(40)
+    assert site.statuses() == {"running": 1}
+
+
+def test_a_throttled_creation_is_tried_again_by_itself(site: Site) -> None:
+    site.cloud.fail("create_server", "busy", times=2)
+    fleet.ensure(1)
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert site.cloud.calls.count("find_by_tag") == 0, "it certainly made nothing"
+
+
+def test_a_machine_that_never_starts_hangs_after_ten_minutes_and_is_deleted_and_replaced(
+    site: Site, heard: Callable[..., Heard]
+) -> None:
+    hanging = heard("server_hanging")
+    site.options(looks=10_000)
+    fleet.ensure(1)
+    site.passes(29)
+    assert hanging == []
+    site.passes(3)
+    assert len(hanging) == 1
+    site.options(looks=0)
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert len(site.cloud.machines) == 1
+    assert {server.failed_as for server in site.servers("deleted")} == {"hanging"}
+
+
+@pytest.mark.parametrize("call", ["stop_server", "has_stopped", "delete_server", "has_been_deleted"])
+@pytest.mark.parametrize("what", ["busy", "lost", "done", "crash", "word"])
+def test_no_machine_is_leaked_when_a_call_of_its_end_fails(site: Site, call: str, what: str) -> None:
+    fleet.ensure(1)
+    site.settle()
+    site.cloud.fail(call, what, times=3)
+    fleet.ensure(0)
+    site.settle()
+    assert site.statuses() == {}
+    assert site.cloud.machines == {}
+
+
+def test_a_provider_that_is_down_changes_nothing_and_is_said_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    fleet.ensure(2)
+    site.settle()
+    site.cloud.fail("*", "busy", times=10_000)
+    fleet.ensure(4)
+    with caplog.at_level(logging.WARNING, "multiserver_schedule.servers"):
+        site.passes(30)
+    assert site.statuses() == {"running": 2}
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"], "away, and so short: each once"
+    row = ledger.provider("folder")
+    assert row.trouble
+    site.cloud.mend()
+    site.passes(40)
+    assert site.statuses() == {"running": 4}
+    assert site.cloud.made == 4
+    assert not ledger.provider("folder").trouble
+
+
+def test_a_machine_without_a_row_is_found_and_ended(site: Site, heard: Callable[..., Heard]) -> None:
+    orphans = heard("orphan_found")
+    site.cloud.put("m-stranger", key="abcdef", name="default-abcdef")
+    site.cloud.put("m-of-others", fleet="elsewhere")
+    site.settle()
+    assert set(site.cloud.machines) == {"m-of-others"}
+    assert len(orphans) == 1
+
+
+def test_a_machine_that_turns_up_after_its_row_was_closed_is_ended(site: Site, heard: Callable[..., Heard]) -> None:
+    orphans = heard("orphan_found")
+    fleet.ensure(1)
+    site.settle()
+    fleet.ensure(0)
+    site.settle()
+    site.later(MINUTE)
+    server = site.servers()[0]
+    site.cloud.put(server.machine_id, state="running", key=server.key)
+    site.passes(8)
+    assert site.cloud.machines == {}
+    assert site.statuses() == {}
+    assert len(orphans) == 1
+
+
+def test_a_second_machine_with_the_same_key_is_ended_and_the_first_one_kept(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    server = site.servers()[0]
+    site.cloud.put("m-double", key=server.key, name=server.name)
+    site.passes(10)
+    assert set(site.cloud.machines) == {server.machine_id}
+    assert site.statuses() == {"running": 1}
+
+
+def test_a_machine_that_somebody_deleted_is_noticed_and_replaced(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    first = site.servers()[0]
+    site.cloud.put(first.machine_id, state="gone")
+    site.passes(8)
+    assert site.statuses() == {"running": 1}
+    first.refresh_from_db()
+    assert first.status == "deleted"
+    assert "not by us" in first.reason
+
+
+def test_a_machine_that_a_list_leaves_out_is_asked_for_by_its_name_before_it_is_given_up(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    server = site.servers()[0]
+    site.cloud.put(server.machine_id, fleet="a list that is cut short")
+    site.passes(10)
+    server.refresh_from_db()
+    assert server.status == "running"
+
+
+def test_a_machine_that_has_stopped_by_itself_is_cleaned_up_and_replaced(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    site.cloud.put(site.servers()[0].machine_id, state="stopped")
+    site.passes(8)
+    assert site.statuses() == {"running": 1}
+    assert len(site.cloud.machines) == 1
+
+
+def test_a_reboot_is_over_when_the_machine_has_booted_again_and_not_before(site: Site) -> None:
+    site.options(looks=1)
+    fleet.ensure(1)
+    site.settle()
+    server = site.servers()[0]
+    assert fleet.reboot() == 1
+    site.reconcile()
+    assert site.statuses() == {"rebooting": 1}
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert site.cloud.machines[server.machine_id]["boots"] == 2
+
+
+def test_a_reboot_that_is_asked_for_while_a_server_starts_comes_when_it_is_up(site: Site) -> None:
+    site.options(looks=2)
+    fleet.ensure(1)
+    site.reconcile()
+    fleet.reboot()
+    site.settle()
+    machine = next(iter(site.cloud.machines.values()))
+    assert (machine["boots"], site.statuses()) == (2, {"running": 1})
+
+
+@pytest.mark.parametrize("what", ["busy", "lost", "done", "crash"])
+def test_a_reboot_whose_request_fails_is_asked_for_again(site: Site, what: str) -> None:
+    fleet.ensure(1)
+    site.settle()
+    site.cloud.fail("reboot_server", what)
+    fleet.reboot()
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert next(iter(site.cloud.machines.values()))["boots"] >= 2
+
+
+def test_a_server_that_is_drained_is_not_stopped_while_it_works(site: Site) -> None:
+    jobs = {"left": 3}
+
+    def drain(server: Any) -> int:
+        jobs["left"] -= 1
+        return jobs["left"]
+
+    fleet.register_server_type(ServerType("default").drain_with(drain))
+    fleet.ensure(1)
+    site.settle()
+    fleet.ensure(0)
+    site.passes(2)
+    assert site.statuses() == {"draining": 1}
+    assert site.cloud.calls.count("stop_server") == 0
+    site.settle()
+    assert site.cloud.machines == {}
+
+
+@pytest.mark.parametrize("answer", [1, "hangs"])
+def test_a_drain_that_does_not_come_to_an_end_is_given_up_at_its_limit(site: Site, answer: Any) -> None:
+    def drain(server: Any) -> int:
+        if answer == "hangs":
+            raise RuntimeError("no answer from the worker")
+        return int(answer)
+
+    fleet.register_server_type(ServerType("default").drain_with(drain, limit=timedelta(minutes=2)))
+    fleet.ensure(1)
+    site.settle()
+    fleet.ensure(0)
+    site.passes(5)
+    assert site.statuses() == {"draining": 1}
+    site.settle()
+    assert site.cloud.machines == {}
+    assert "not drained" in site.servers()[0].transitions.get(status="stopping").reason
+
+
+def test_a_secret_reaches_the_machine_and_no_row(site: Site) -> None:
+    configuration = {"image": "worker-7", "user_data": {"broker": option("password")}}
+    fleet.register_server_type(ServerType("default").configuration(configuration))
+    fleet.ensure(1)
+    site.settle()
+    machine = next(iter(site.cloud.machines.values()))
+    assert machine["configuration"]["user_data"] == {"broker": "hunter2-hunter2"}
+    assert site.servers()[0].configuration == configuration
+    assert "hunter2" not in str(list(ledger.servers().values()))
+
+
+def test_a_secret_in_a_drivers_error_is_neither_kept_nor_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.cloud.fail("create_server", "crash")
+    fleet.ensure(1)
+    with caplog.at_level(logging.DEBUG):
+        site.passes(3)
+    assert site.servers()[0].attempts or site.servers()[0].error or site.statuses()
+    assert "hunter2" not in caplog.text
+    assert "hunter2" not in str(list(ledger.servers().values()))
+
+
+def test_a_server_that_may_not_call_the_provider_leaves_it_alone(site: Site) -> None:
+    site.settings.MULTISERVER_SCHEDULE_SERVERS["PROVIDERS"]["folder"]["ONLY_ON"] = ["web9"]
+    fleet.ensure(1)
+    assert "web9" in site.reconcile().trouble
+    assert site.cloud.calls == []
+
+
+def test_a_pass_with_nothing_to_do_costs_nine_statements_and_no_call(site: Site, rows: Store) -> None:
+    fleet.register_server_type(ServerType("big"))
+    fleet.ensure(3)
+    site.settle()
+    calls = len(site.cloud.calls)
+    with CaptureQueriesContext(connections[rows.alias]) as captured:
+        site.reconcile()
+    assert len(captured) == 9, [query["sql"] for query in captured]
+    assert len(site.cloud.calls) == calls, "the provider is looked at once a minute"
+
+
+def test_a_server_that_can_be_drained_is_not_rebooted_while_it_works_and_is_not_replaced_meanwhile(site: Site) -> None:
+    jobs = {"left": 3}
+
+    def drain(server: Any) -> int:
+        jobs["left"] -= 1
+        return jobs["left"]
+
+    fleet.register_server_type(ServerType("default").drain_with(drain))
+    fleet.ensure(1)
+    site.settle()
+    fleet.reboot()
+    site.passes(2)
+    assert [server.status for server in site.servers()] == ["draining"]
+    assert fleet.provisioned_count() == 1
+    assert site.cloud.calls.count("reboot_server") == 0
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert site.cloud.made == 1
+    assert next(iter(site.cloud.machines.values()))["boots"] == 2
+
+
+def test_a_server_that_is_drained_for_a_reboot_and_no_longer_wanted_does_not_come_back(site: Site) -> None:
+    jobs = {"left": 1}
+    fleet.register_server_type(ServerType("default").drain_with(lambda server: jobs["left"]))
+    fleet.ensure(1)
+    site.settle()
+    fleet.reboot()
+    site.passes(2)
+    fleet.ensure(0)
+    site.passes(2)
+    jobs["left"] = 0
+    site.settle()
+    assert site.cloud.machines == {}
+    assert site.cloud.calls.count("reboot_server") == 0
+
+
+def test_a_server_that_has_ended_by_itself_is_not_asked_to_drain(site: Site) -> None:
+    def drain(server: Any) -> int:
+        raise RuntimeError("the broker is away, too")
+
+    fleet.register_server_type(ServerType("default").drain_with(drain))
+    fleet.ensure(1)
+    site.settle()
+    fleet.ensure(0)
+    site.passes(2)
+    site.cloud.put(site.servers()[0].machine_id, state="stopped")
+    site.passes(3)
+    assert site.cloud.machines == {}
+
+
+def test_a_machine_that_ends_before_it_is_up_is_an_error_and_replaced_with_patience(
+    site: Site, heard: Callable[..., Heard]
+) -> None:
+    errored = heard("server_errored")
+    site.options(looks=3)
+    fleet.ensure(1)
+    for _ in range(30):  # ten minutes
+        site.reconcile()
+        for id, machine in site.cloud.machines.items():
+            if machine["state"] == "pending":
+                site.cloud.put(id, state="stopped")
+        site.later()
+    assert 2 <= len(errored) <= 6
+    assert "stopped before it was up" in site.servers("deleted")[0].error
