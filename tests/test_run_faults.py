@@ -19,7 +19,7 @@ from multiserver_schedule.run.handle import ProcessRunner
 
 from . import run_support
 from .fleet.journal import A_MOMENT
-from .run_support import HEARTBEAT, LEASE, Drive, Keeper, is_running, notes, running, wait_for
+from .run_support import HEARTBEAT, LEASE, Drive, Keeper, claim, is_running, notes, running, wait_for
 
 pytestmark = pytest.mark.skipif(not kernel.LINUX, reason="tells what Linux does")
 
@@ -264,7 +264,7 @@ def test_a_run_whose_lease_was_lost_is_killed_at_once() -> None:
         asked_at = boot_time()
         runner.end(owner, "lost")
         assert drive.outcome(owner).status == "lost"
-        assert drive.ended_at[owner] - asked_at < 0.5
+        assert drive.ended_at[owner] - asked_at < 30.0 / 10, "no grace"
         assert gone(*map(int, notes("grandchild")))()
 
 
@@ -280,7 +280,7 @@ def test_a_program_that_left_the_group_is_ended_with_its_run() -> None:
 def test_a_run_keeps_going_while_it_is_renewed_even_if_it_holds_the_gil_in_c() -> None:
     with running() as runner:
         drive = Drive(runner)
-        owner = drive.run("gil", lease=2.0)
+        owner = drive.run("gil", lease=3.0)
         outcome = drive.outcome(owner)
         assert outcome.status == "succeeded"
         assert outcome.seconds > 2 * 2.0 - 0.1
@@ -289,22 +289,37 @@ def test_a_run_keeps_going_while_it_is_renewed_even_if_it_holds_the_gil_in_c() -
 def test_a_run_that_is_not_renewed_is_told_by_check_before_it_is_killed() -> None:
     with running() as runner:
         drive = Drive(runner)
-        owner = drive.run("checks", lease=2.0)
+        owner = drive.run("checks", lease=6.0)
         first = drive.until[owner]
         drive.go(lambda: notes("checked") and float(notes("checked")[-1]) > first + 0.2)
         assert not notes("lost"), "it sees the renewals"
         drive.renews = False
         outcome = drive.outcome(owner)
         assert outcome.status == "lost"
-        assert drive.until[owner] - 0.4 < float(notes("lost")[0]) < drive.until[owner]
+        assert drive.until[owner] - 6.0 / 5 < float(notes("lost")[0]) < drive.until[owner]
         assert drive.ended_at[owner] < drive.until[owner]
+
+
+def test_a_run_that_stops_when_check_tells_it_to_was_lost_even_where_its_runner_was_slower() -> None:
+    with running() as runner:
+        drive = Drive(runner, renew=False)
+        unrenewed = claim("checks", lease=30.0)
+        drive.until[unrenewed.owner] = until = boot_time() + 30.0 / 6 + 1.0
+        runner.run(unrenewed, until=until, finish_by=None)
+        drive.go(lambda: notes("checked"))
+        os.kill(runner.pid, signal.SIGSTOP)
+        wait_for(lambda: notes("lost"))
+        time.sleep(0.2)  # for it to say how it went
+        os.kill(runner.pid, signal.SIGCONT)
+        assert drive.outcome(unrenewed.owner).status == "lost"
+        assert not drive.ended[unrenewed.owner].told
 
 
 def test_a_filter_that_hangs_holds_up_no_other_run() -> None:
     with running() as runner:
         drive = Drive(runner)
         hanging = drive.run("filter-hangs")
-        assert drive.outcome(drive.run("hello"), within=2.0).status == "succeeded"
+        assert drive.outcome(drive.run("hello"), within=A_MOMENT).status == "succeeded"
         runner.end(hanging, "stopping")
         assert drive.outcome(hanging).status == "failed"
 

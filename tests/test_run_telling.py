@@ -28,6 +28,7 @@ from multiserver_schedule.run.inline import InlineRunner
 from multiserver_schedule.signals import task_failed
 
 from . import run_support
+from .fleet.journal import A_MOMENT
 from .run_support import Drive, claim, is_running, note, notes, running, task
 
 
@@ -71,7 +72,7 @@ def test_a_receiver_that_hangs_is_broken_off_and_the_others_still_hear(
         outcome = drive.outcome(owner)
     assert outcome.status == "succeeded"
     assert drive.ended[owner].told
-    assert 0.4 < outcome.seconds < 3.0
+    assert 0.4 < outcome.seconds < 0.4 + A_MOMENT
     assert [line.split()[0] for line in notes("heard")] == ["started", "succeeded"]
     said = f"A receiver of a signal failed: hang_at_{hang}: TookTooLong('took longer than 0.4 s') task=hello"
     assert said in logged.read_text()
@@ -86,7 +87,7 @@ def test_a_receiver_that_hangs_in_c_cannot_change_the_result_and_is_killed(
         owner = drive.run("hello")
         outcome = drive.outcome(owner)
     assert (outcome.status, outcome.error) == ("succeeded", "")
-    assert 0.6 < outcome.seconds < 3.0
+    assert 0.6 < outcome.seconds < 0.6 + A_MOMENT
     assert "the process of hello had not left 1 s after its end" in capfd.readouterr().err
 
 
@@ -166,7 +167,7 @@ def test_a_report_that_hangs_holds_up_no_renewal() -> None:
     with running(report_limit=60.0) as runner:
         drive = Drive(runner)
         runner.report({"kind": "x", "hang": 1})
-        owner = drive.run("short-ticks", lease=1.5)
+        owner = drive.run("short-ticks", lease=2.2)
         assert drive.outcome(owner).status == "succeeded"
         at = boot_time()
         runner.close(0.5)
@@ -179,7 +180,7 @@ def test_a_console_that_nobody_reads_blocks_the_reporter_and_nobody_else() -> No
         drive = Drive(runner)
         for _ in range(3):
             runner.report({"kind": "line"})
-        assert drive.outcome(drive.run("hello"), within=1.0).status == "succeeded"
+        assert drive.outcome(drive.run("hello"), within=A_MOMENT).status == "succeeded"
     os.close(read)
     os.close(write)
 
@@ -294,12 +295,12 @@ def test_inline_keeps_the_lease_by_a_thread_only_while_something_runs() -> None:
 
     def keep_alive() -> None:
         calls.append(boot_time())
-        runner.renew({made.owner: boot_time() + 0.3})
+        runner.renew({made.owner: boot_time() + 1.0})
 
     runner = InlineRunner(run_support.TASKS, deliver=run_support.deliver, keep_alive=keep_alive, heartbeat=0.05)
-    slow = task("slow", lambda: [time.sleep(0.02) or run_support.current_run().check() for _ in range(25)])  # type: ignore[union-attr, func-returns-value]
-    made = claim(slow, lease=0.3)
-    runner.run(made, until=boot_time() + 0.3, finish_by=None)
+    slow = task("slow", lambda: [time.sleep(0.02) or run_support.current_run().check() for _ in range(60)])  # type: ignore[union-attr, func-returns-value]
+    made = claim(slow, lease=1.0)
+    runner.run(made, until=boot_time() + 1.0, finish_by=None)
     assert runner.poll(0)[1].outcome.status == "succeeded"  # type: ignore[union-attr]
     assert len(calls) >= 5
     so_far = len(calls)

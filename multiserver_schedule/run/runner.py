@@ -344,24 +344,32 @@ class Serve:
                 run.doing = str(message.get("doing", run.doing))
                 run.trouble += [str(text) for text in message.get("trouble", ())]
                 del run.trouble[20:]
-            elif message.get("t") == "result" and run.verdict is None and not run.ending:
-                run.verdict = {
-                    "status": str(message.get("status", "failed")),
-                    "reason": str(message.get("reason", "")),
-                    "error": str(message.get("error", "")),
-                    "started": bool(message.get("started", True)),
-                }
-                run.leave_within = 2 * self.report_limit + float(message.get("within", 0.0))
-                run.leave_by = boot_time() + run.leave_within
-                run.told = bool(message.get("tell"))
-                # Only now may it tell anybody: had its end been decided before, another status would be recorded.
-                if run.order.get("output"):
-                    self._read_output(run, most=64)
-                    run.channel.send({"t": "tell", "output": _text(run)})
-                else:
-                    run.channel.send({"t": "tell"})
             elif message.get("t") == "result":
-                run.channel.send({"t": "late"})
+                self._take_result(run, message)
+
+    def _take_result(self, run: _Run, message: Message) -> None:
+        """Take a run's own word of how it went, unless another end of it has been decided, or should have been."""
+        if message.get("status") == "failed" and self._must_stop(run) and run.verdict is None:
+            # It stopped when check() told it to, and was quicker than this process: why it had to is what is recorded.
+            run.ending = run.ending or "lost"
+        if run.verdict is not None or run.ending:
+            run.channel.send({"t": "late"})
+            return
+        run.verdict = {
+            "status": str(message.get("status", "failed")),
+            "reason": str(message.get("reason", "")),
+            "error": str(message.get("error", "")),
+            "started": bool(message.get("started", True)),
+        }
+        run.leave_within = 2 * self.report_limit + float(message.get("within", 0.0))
+        run.leave_by = boot_time() + run.leave_within
+        run.told = bool(message.get("tell"))
+        # Only now may it tell anybody: had its end been decided before, another status would be recorded.
+        if run.order.get("output"):
+            self._read_output(run, most=64)
+            run.channel.send({"t": "tell", "output": _text(run)})
+        else:
+            run.channel.send({"t": "tell"})
 
     def _is_over(self, channel: Lines) -> bool:
         return channel.closed and channel.fd in self.selector.get_map()
@@ -380,6 +388,10 @@ class Serve:
         else:
             run.kill_at = boot_time() + run.grace
             self._signal(run, signal.SIGTERM)
+
+    def _must_stop(self, run: _Run) -> bool:
+        """Has its lease not been renewed in time? ``current_run().check()`` says so from the same moment on."""
+        return boot_time() >= run.until - run.margins.term
 
     def _kill(self, run: _Run) -> None:
         run.killed = True
@@ -409,7 +421,7 @@ class Serve:
                     "(a receiver, a handler of the log or a hook hangs): killed; its result stands"
                 )
                 self._kill(run)
-            elif now >= run.until - run.margins.term:
+            elif self._must_stop(run):
                 if not run.ending and run.verdict is None:
                     run.ending = "lost"
                     run.write_lease()
