@@ -36,8 +36,7 @@ from multiserver_schedule.declare import registry
 from multiserver_schedule.due import Policy
 from multiserver_schedule.entries import Claim, Occurrence, ScheduledTask
 from multiserver_schedule.history import History
-from multiserver_schedule.locks import orm
-from multiserver_schedule.locks.orm import ORMLock
+from multiserver_schedule.locks.orm import ORMLock, session
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun
 from multiserver_schedule.run.base import Event
 from multiserver_schedule.run.inline import InlineRunner
@@ -645,13 +644,13 @@ def test_a_deadlock_is_tried_again_and_costs_no_lease(
     claims = both(pair)
     a, b = (claim.occurrence.pk for claim in claims)
     conflicts: list[bool] = []
-    is_conflict = orm.is_conflict
+    is_conflict = session.is_conflict
 
     def counted(error: BaseException) -> bool:
         conflicts.append(is_conflict(error))
         return conflicts[-1]
 
-    monkeypatch.setattr(orm, "is_conflict", counted)
+    monkeypatch.setattr(session, "is_conflict", counted)
     # So that the other transaction is the heavier one, and ours the victim.
     filler = {"last_due_at": THREE, "schedule_since": THREE, "not_before": THREE, "fingerprint": ""}
     ScheduledLock.objects.using(store.alias).bulk_create([ScheduledLock(task=f"x{n}", **filler) for n in range(200)])

@@ -30,7 +30,7 @@ from django.db import connections, transaction
 
 from multiserver_schedule.entries import Occurrence, ReleasedClaim, ScheduledTask
 from multiserver_schedule.history import History
-from multiserver_schedule.locks import orm
+from multiserver_schedule.locks.orm import ORMLock, session
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 from multiserver_schedule.testing.contract import (
     DAY,
@@ -70,21 +70,21 @@ class Racer:
 
                 options = {"isolation_level": psycopg.IsolationLevel[level.upper().replace(" ", "_")]}
             connections["default"].settings_dict["OPTIONS"].update(options)
-        self.lock = orm.ORMLock("default", {})
+        self.lock = ORMLock("default", {})
         if unlocked:
             self.lock._startable = lambda chunk, clock: list(chunk)  # type: ignore[method-assign]
             self.lock._lock_rows = lambda rows, **more: rows  # type: ignore[method-assign]
         self.history = History("default")
         self.conflicts = 0
         self.random = random.Random(number)
-        is_conflict = orm.is_conflict
+        is_conflict = session.is_conflict
 
         def counted(error: BaseException) -> bool:
             conflict = is_conflict(error)
             self.conflicts += conflict
             return conflict
 
-        orm.is_conflict = counted
+        session.is_conflict = counted
         connections["default"].ensure_connection()
 
     def occurrences(self, due_at: datetime, number: int, **more: Any) -> list[Occurrence]:
@@ -246,7 +246,7 @@ def register(store: Store, number: int) -> datetime:
     """Register tasks an hour ago; return a due time that is open now."""
     empty(store)
     now = datetime.now(UTC)
-    orm.ORMLock("default", {"using": store.alias}).sync(declare(*some_tasks(number).values()), now=now - HOUR)
+    ORMLock("default", {"using": store.alias}).sync(declare(*some_tasks(number).values()), now=now - HOUR)
     return now - MINUTE
 
 

@@ -11,7 +11,8 @@ from django.db.models import QuerySet
 from django.db.models.lookups import LessThanOrEqual
 
 from multiserver_schedule.entries import Claim, Cleanup, Occurrence
-from multiserver_schedule.locks.orm import ORMLock, _Clock, _due
+from multiserver_schedule.locks.orm import ORMLock
+from multiserver_schedule.locks.orm.rows import Clock, due_times
 from multiserver_schedule.models import ScheduledLock
 
 
@@ -23,14 +24,14 @@ class ClaimsTwice(ORMLock):
             time.sleep(random.choice((0, 0.5)))
         return super().claim(occurrences, **more)
 
-    def _startable(self, chunk: Sequence[Occurrence], clock: _Clock) -> list[Occurrence]:
+    def _startable(self, chunk: Sequence[Occurrence], clock: Clock) -> list[Occurrence]:
         rows = self._locked(chunk, clock)
         return [each for each in chunk if each.pk in rows and rows[each.pk].owner is None]
 
     def _open(
-        self, rows: QuerySet[ScheduledLock], group: Sequence[Occurrence], clock: _Clock
+        self, rows: QuerySet[ScheduledLock], group: Sequence[Occurrence], clock: Clock
     ) -> QuerySet[ScheduledLock]:
-        return self._unpaused(rows, group).filter(LessThanOrEqual(_due(group), clock.now))
+        return self._unpaused(rows, group).filter(LessThanOrEqual(due_times(group), clock.now))
 
 
 class NeverReaps(ORMLock):

@@ -11,7 +11,8 @@ from django.core.cache import caches
 
 from multiserver_schedule.entries import Claim, Occurrence, ReleasedClaim
 from multiserver_schedule.locks.base import ClaimRecorder, ReleaseRecorder
-from multiserver_schedule.locks.orm import ORMLock, _Clock
+from multiserver_schedule.locks.orm import ORMLock
+from multiserver_schedule.locks.orm.rows import Clock
 from multiserver_schedule.models import ScheduledLock
 
 
@@ -33,7 +34,7 @@ class LookThenWriteLock(ORMLock):
     ) -> list[Claim]:
         claims = []
         for occurrence in occurrences[:slots]:
-            at = self._call(lambda: self._now(_Clock(now)))
+            at = self._call(lambda: self._now(Clock(now)))
             row = ScheduledLock.objects.using(self.using).get(pk=occurrence.pk)
             if not self.is_free(row, occurrence, at):
                 continue
