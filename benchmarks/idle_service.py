@@ -50,7 +50,7 @@ PROFILE = """
 import cProfile, os, time
 from pathlib import Path
 from multiserver_schedule.run.runner import Serve
-from multiserver_schedule.service import Keeper
+from multiserver_schedule.keeper import Keeper
 
 
 def profile(owner, begin, end, name):

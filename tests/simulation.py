@@ -19,11 +19,12 @@ from multiserver_schedule.declare import Registry
 from multiserver_schedule.due import Policy
 from multiserver_schedule.entries import Claim, Occurrence, Outcome, ScheduledTask
 from multiserver_schedule.history import Afterwards, History
+from multiserver_schedule.keeper import PATIENCE
 from multiserver_schedule.locks.base import BaseLock, Declarations
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import ScheduledRun
 from multiserver_schedule.run.base import Ended, Event, Message, Runner, boot_time
-from multiserver_schedule.service import HAND_OVER, PATIENCE
+from multiserver_schedule.service import HAND_OVER
 
 Version = Mapping[str, ScheduledTask]
 

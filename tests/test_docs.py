@@ -16,10 +16,11 @@ from django.test import override_settings
 
 from multiserver_schedule import checks, conf, history, logs
 from multiserver_schedule.declare import registry
+from multiserver_schedule.keeper import HISTORY_GRACE
 from multiserver_schedule.locks.base import BaseLock
 from multiserver_schedule.locks.versions import GONE_AFTER
 from multiserver_schedule.models import ScheduledLock
-from multiserver_schedule.service import HISTORY_GRACE, stores
+from multiserver_schedule.service import stores
 
 from .caches import CacheStore
 from .test_readme import declare

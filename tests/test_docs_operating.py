@@ -25,7 +25,7 @@ from django.core.management import load_command_class
 from django.test import override_settings
 
 import multiserver_schedule
-from multiserver_schedule import conf, logs, retention, service
+from multiserver_schedule import conf, keeper, logs, retention, service
 from multiserver_schedule.declare import registry, verify
 from multiserver_schedule.entries import RunInfo
 from multiserver_schedule.locks.versions import GONE_AFTER
@@ -51,7 +51,7 @@ def parser_of(command: str) -> ArgumentParser:
 
 SERVICE, SCHEDULE = parser_of("runschedule"), parser_of("schedule")
 [VERBS] = [action.choices for action in SCHEDULE._actions if isinstance(action, _SubParsersAction)]
-PARTS = service.STOP_GRACE + 2 * 1.0
+PARTS = keeper.STOP_GRACE + 2 * 1.0
 """Seconds beyond its grace that a service may take to end: ending the runs, the history, the reports."""
 
 
@@ -222,8 +222,8 @@ def test_housekeeping_is_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_numbers_of_the_service_are_those_of_the_code() -> None:
-    assert service.LOOK_EVERY < 5 and "within five seconds" in PROSE
-    assert service.HURRY <= 2 and "gone within about two seconds" in PROSE
+    assert keeper.LOOK_EVERY < 5 and "within five seconds" in PROSE
+    assert keeper.HURRY <= 2 and "gone within about two seconds" in PROSE
     assert GONE_AFTER.total_seconds() == 300 and "has not been seen for five minutes" in PROSE
     assert conf.Settings().lease == timedelta(seconds=30) and "one lease (30 seconds)" in PROSE
     assert conf.Settings().heartbeat == timedelta(seconds=10) and "next renewal, within ten seconds" in PROSE
@@ -257,8 +257,8 @@ EVENTS: list[dict[str, Any]] = [
     HELD | {"held_since": "2030-01-01T02:00:00+00:00"},
     {"kind": "skipped", "reason": "missed", "count": 3, **WHERE},
     {"kind": "cleaned", "cleanup": CLEANUP, "command": "x", "server": "web1", "alias": "default"},
-    {"kind": "trouble", "doing": service.LOOKING, "error": "OperationalError: gone", "server": "web1"},
-    {"kind": "trouble", "doing": service.KEEPING, "error": "OperationalError: gone", "server": "web1"},
+    {"kind": "trouble", "doing": keeper.LOOKING, "error": "OperationalError: gone", "server": "web1"},
+    {"kind": "trouble", "doing": keeper.KEEPING, "error": "OperationalError: gone", "server": "web1"},
     {"kind": "lost_rows", "lock": "cache", "text": "its server was restarted", "count": 12, "server": "web1"},
 ]
 ENDS = {

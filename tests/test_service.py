@@ -23,7 +23,7 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError, ProgrammingError, connection
 from django.test.utils import override_settings
 
-from multiserver_schedule import conf, cycle, logs, service
+from multiserver_schedule import conf, cycle, keeper, logs, service
 from multiserver_schedule.cron import Cron, Every
 from multiserver_schedule.cycle import Cycle
 from multiserver_schedule.cycle import Store as Locked
@@ -31,13 +31,13 @@ from multiserver_schedule.due import Policy
 from multiserver_schedule.entries import Claim, Outcome, ScheduledTask
 from multiserver_schedule.exceptions import StoreTimeout
 from multiserver_schedule.history import History
+from multiserver_schedule.keeper import Keeper, Pass, Upcoming
 from multiserver_schedule.locks.base import Declarations
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import ScheduledLock, ScheduledRun, ScheduleState
 from multiserver_schedule.notify import Notifier
 from multiserver_schedule.run import runner as run_runner
 from multiserver_schedule.run.base import Ended, Event, Message, Runner, Vanished
-from multiserver_schedule.service import Keeper, Upcoming
 from multiserver_schedule.testing.contract import THREE, a_task, declare
 
 from .run_support import running
@@ -160,9 +160,9 @@ class Stage:
         self.locks = [TimedLock(self)]
         self.runner = Acted(self)
         self.keeper: Keeper
-        monkeypatch.setattr(service, "boot_time", lambda: self.boot)
+        monkeypatch.setattr(keeper, "boot_time", lambda: self.boot)
         monkeypatch.setattr(cycle, "boot_time", lambda: self.boot)
-        monkeypatch.setattr(service, "time", SimpleNamespace(sleep=lambda seconds: self.go_on(self.boot + seconds)))
+        monkeypatch.setattr(keeper, "time", SimpleNamespace(sleep=lambda seconds: self.go_on(self.boot + seconds)))
 
     @property
     def lock(self) -> TimedLock:
@@ -358,7 +358,7 @@ def test_runs_that_outlive_all_patience_make_it_status_1(stage: Stage) -> None:
     stage.duration = lambda claim: 600
     stage.stubborn = True
     assert stage.serves(minutely(), seconds=40, grace=5) == 1
-    assert stage.boot < 1040 + 5 + service.STOP_GRACE + 1.5
+    assert stage.boot < 1040 + 5 + keeper.STOP_GRACE + 1.5
 
 
 def test_an_interrupt_ends_it_after_its_current_runs_however_long_they_take(stage: Stage) -> None:
@@ -624,7 +624,7 @@ def test_a_maintenance_mode_that_does_not_answer_stays_as_it_was_and_is_said_onc
         return True
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(service, "MAINTENANCE_LIMIT", 0.05)
+    patch.setattr(keeper, "MAINTENANCE_LIMIT", 0.05)
     try:
         with in_maintenance(ask):
             assert stage.serves(a_task("often", Every(SECOND)), seconds=30) == 0
@@ -825,7 +825,7 @@ def test_a_grace_that_means_nothing_is_refused(given: list[str]) -> None:
 
 def test_the_command_hands_the_grace_on(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(service, "run_forever", lambda **how: asked.append(how) or service.Pass())
+    monkeypatch.setattr(service, "run_forever", lambda **how: asked.append(how) or Pass())
     call_command("runschedule", "--forever", "--grace", "2.5", "-v", "0")
     call_command("runschedule", "--forever")
     assert [(how["grace"], how["verbosity"]) for how in asked] == [(2.5, 0), (service.GRACE, 1)]
@@ -850,7 +850,7 @@ def test_the_line_at_the_start_says_what_is_served_and_what_is_next(stage: Stage
 def test_a_pass_asks_for_maintenance_before_it_forks_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a callable asks a database for opens a connection, which must not cross the fork."""
     order: list[str] = []
-    monkeypatch.setattr(service, "_close_connections", lambda: order.append("close"))
+    monkeypatch.setattr(service, "close_connections", lambda: order.append("close"))
     monkeypatch.setattr(service.ProcessRunner, "start", lambda self: order.append("start"))
     monkeypatch.setattr(service, "usable_mode", lambda wanted: "fork")
     with in_maintenance(lambda: order.append("asked") or False):

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from multiserver_schedule import service
 from multiserver_schedule.entries import ScheduledTask
+from multiserver_schedule.keeper import Keeper
 from multiserver_schedule.operate.backfill import Tried
 
 
@@ -18,7 +19,7 @@ from multiserver_schedule.operate.backfill import Tried
 class ByHand:
     """Runs due times by hand; an ``operate.backfill.Hand``."""
 
-    keeper: service.Keeper
+    keeper: Keeper
 
     def __call__(self, task: ScheduledTask, due_at: datetime) -> Tried:
         """Run it under the lock with the trigger "backfill", and wait for its end."""
