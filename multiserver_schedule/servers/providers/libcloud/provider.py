@@ -136,7 +136,7 @@ class LibcloudProvider(BaseProvider):
             return self._shown(cloud.all())
 
     def check(self) -> list[CheckMessage]:
-        """E004: the driver cannot be made of its arguments. W005: it cannot do what servers need."""
+        """E004: the driver cannot be made of its arguments. W004: it cannot do what servers need."""
         try:
             driver: Any = get_driver(self._driver)
             taken = _parameters(driver.__init__)
@@ -167,7 +167,7 @@ class LibcloudProvider(BaseProvider):
                 Warning(
                     f"{self._where}['driver'] {self._driver!r} has no {', '.join(lacks)} in libcloud.",
                     hint="Servers there cannot be looked after in full; choose another driver, or write a provider.",
-                    id="multiserver_schedule_servers.W005",
+                    id="multiserver_schedule_servers.W004",
                 )
             )
         return found
