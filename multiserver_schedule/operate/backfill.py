@@ -167,12 +167,12 @@ def find_gap(name: str, since: str, until: str = "", *, everything: bool = False
     )
 
 
-Event = Literal["running", "waiting", "succeeded", "failed", "elsewhere"]
+Phase = Literal["running", "waiting", "succeeded", "failed", "elsewhere"]
 
 
 def fill(
     gap: Gap, hand: Hand, *, keep_going: bool = False, wait: Callable[[float], bool], again_in: float = 2.0
-) -> Iterator[tuple[Event, datetime, str, Progress]]:
+) -> Iterator[tuple[Phase, datetime, str, Progress]]:
     """
     Run each due time of a gap, oldest first; yield what happens, with a text (who is waited for) and how far it is.
 
