@@ -36,6 +36,7 @@ from .run.beside import events
 AHEAD: Final = timedelta(seconds=5)
 """Cron fires by the server's clock; what is due so soon by the store's is waited for, not left for a minute."""
 
+_MINUTE: Final = timedelta(minutes=1)  # how often cron starts a pass
 _AGAIN: Final = 0.25
 _TRIES: Final = 20  # of a claim that the store refused without saying why: a row locked by a neighbour's transaction
 
@@ -84,13 +85,21 @@ class Step:
     look_again_at: float | None = None
     """Boot time; None when nothing is left for this pass."""
     claimed: int = 0
-    paused: bool = False
+    paused: set[str] = field(default_factory=set)
+    """The locks, by alias, all of whose tasks are paused."""
     interrupted: bool = False
     """Did somebody ask services and passes to end, since this one began?"""
+    attempt_at: float | None = None
+    """Boot time of a further attempt that a pass stays for, however long it has been there."""
 
     def no_later_than(self, moment: float) -> None:
         """Look again at ``moment`` at the latest."""
         self.look_again_at = moment if self.look_again_at is None else min(self.look_again_at, moment)
+
+    def within(self, limit: float) -> float | None:
+        """Return when a pass that is patient until then looks again; what is later is the next pass's business."""
+        again = self.look_again_at if self.look_again_at is not None and self.look_again_at <= limit else None
+        return min(filter(None, (again, self.attempt_at)), default=None)
 
 
 @dataclass(slots=True)
@@ -112,6 +121,8 @@ class Cycle:
     """One pass takes up what was due when it began, and sub-minute tasks for so long; None: no end (a service)."""
     first_look: dict[str, datetime] = field(default_factory=dict)
     """The time of each store, by its alias, when this pass first looked at it."""
+    _attempts: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    """By lock and row: the further attempts that this pass stays for, since none after it is sure to come in time."""
     _tried: dict[tuple[str, datetime], int] = field(default_factory=dict)
     _offered: dict[tuple[str, datetime], Occurrence] = field(default_factory=dict)
     """Due times that this pass wanted and has not won."""
@@ -141,7 +152,7 @@ class Cycle:
         if step.interrupted:
             return
         if look.paused:
-            step.paused = True
+            step.paused.add(store.lock.alias)
             return
 
         found = self._plan(store, look)
@@ -162,6 +173,7 @@ class Cycle:
         for occurrence, row in found.resting:
             if self._is_ours(occurrence):
                 step.no_later_than(when(row.not_before) + 0.01)
+        self._wait_for_attempts(store, look, step, when)
         for moment in (found.next_at, found.put_off_to):
             if moment is not None and (moment is found.put_off_to or moment <= look.now + AHEAD):
                 step.no_later_than(when(moment) + 0.002)
@@ -205,14 +217,27 @@ class Cycle:
                 about = f"asking the database what is paused in the lock {store.lock.alias!r}"
                 self.tell("trouble", doing=about, error="it does not answer, and what the lock has forgotten runs")
             paused |= noted or {}
+        registered = [name for name in synced.registered if name not in synced.lost]
+        paused |= self._paused_everywhere(store, registered)
         for name, reason in paused.items():
             # Whichever store has it now: somebody paused it.
             store.lock.pause([name] if name else None, reason=reason, now=now)
         if synced.lost:
             self._tell_loss(store, synced)
-        registered = [name for name in synced.registered if name not in synced.lost]
         if registered or synced.changed:
             self.tell("synced", registered=registered, changed=[*synced.changed], now=synced.now)
+
+    def _paused_everywhere(self, store: Store, registered: Sequence[str]) -> dict[str, str]:
+        """Return which of this server's new rows are of tasks that are paused on all others, and why."""
+        tasks = {name.partition("@")[0]: name for name in registered if "@" in name}
+        if not tasks:
+            return {}
+        others: dict[str, list[Row]] = {}
+        for row in store.lock.rows():
+            task, _, server = row.task.partition("@")
+            if server and task in tasks and row.task != tasks[task]:
+                others.setdefault(task, []).append(row)
+        return {tasks[task]: rows[0].paused_reason for task, rows in others.items() if all(row.paused for row in rows)}
 
     def _tell_loss(self, store: Store, synced: Synced) -> None:
         """Record and say which due times are passed over because the store forgot what had become of them."""
@@ -567,6 +592,38 @@ class Cycle:
             self._tell_end(finished, lost=not kept)
         for cleanup in store.history.cleanups:
             self.tell_cleanup(store, cleanup)
+        if self.hand_over is not None:
+            self._stay_for(store, [item for item, kept in zip(mine, stood, strict=True) if kept and item.retry_in])
+
+    def _stay_for(self, store: Store, retried: Sequence[Finished]) -> None:
+        """
+        Have this pass be there for attempts that are due within a minute, or that the next due time follows within one.
+
+        All others are seen by a later pass.
+        """
+        if not retried:
+            return
+        waits = {finished.running.claim.occurrence.row: finished.retry_in for finished in retried}
+        for row in store.lock.rows(list(waits)):
+            wait = waits[row.task]
+            if row.retry_at is None or wait is None:
+                continue
+            left = timedelta.max if row.next_due_at is None else row.next_due_at - row.retry_at
+            if wait < _MINUTE or left < _MINUTE + AHEAD:
+                self._attempts[store.lock.alias, row.task] = row.retry_at
+
+    def _wait_for_attempts(self, store: Store, look: Look, step: Step, when: Callable[[datetime], float]) -> None:
+        """Have the step say when the first of the attempts is due that this pass stays for."""
+        owed = {row.task for row in look.due if row.retry_at is not None}
+        owed -= {running.claim.occurrence.row for running in self.running.values()}
+        for (alias, row), moment in list(self._attempts.items()):
+            if alias != store.lock.alias:
+                continue
+            if moment <= look.now and (row not in owed or moment + AHEAD < look.now):
+                del self._attempts[alias, row]
+                continue
+            at = max(when(moment) + 0.01, boot_time() + _AGAIN)
+            step.attempt_at = at if step.attempt_at is None else min(step.attempt_at, at)
 
     def forget_expired(self) -> None:
         """Give up recording runs whose lease is over too: whoever reaps them records that they were abandoned."""

@@ -187,6 +187,11 @@ class ScheduledTask:
         """Is it declared by this package itself, and not by the project?"""
         return self.module.startswith(f"{__package__}.")
 
+    @property
+    def is_housekeeping(self) -> bool:
+        """Is it one of those that are there without anybody having asked for a task?"""
+        return self.module == f"{__package__}.housekeeping"
+
     def row_name(self, server: str) -> str:
         """Return the name of this task's row: a task ``on_every_server`` has one for each."""
         return f"{self.name}@{server}" if self.on_every_server else self.name

@@ -110,8 +110,8 @@ class Keeper:
     interrupted: bool = False
     crippled: bool = False
     """Is there no runner, and can none be started? Then nothing more is claimed."""
-    subminute: bool = False
-    """Is a task declared, and meant for this server, that is due more than once a minute?"""
+    subminute: frozenset[str] = frozenset()
+    """The locks, by alias, with a task that is meant for this server and due more than once a minute."""
     is_service: bool = False
     notifier: Notifier = field(default_factory=Notifier)
     hangups: int = 0
@@ -236,13 +236,10 @@ class Keeper:
         if self.interrupted:
             return None
         limit = self._began + PATIENCE.total_seconds()
-        if self.cycle.hand_over is not None and self.subminute and not step.paused:
+        if self.cycle.hand_over is not None and self.subminute - step.paused:
             limit = self._began + self.cycle.hand_over.total_seconds()
             step.no_later_than(boot_time() + AHEAD.total_seconds() - 1.0)
-        if step.look_again_at is None or step.look_again_at > limit:
-            # Later than this is the next pass's business; what runs is waited for.
-            return None
-        return step.look_again_at
+        return step.within(limit)
 
     def _look_in_service(self, done: Pass) -> float:
         looked = boot_time()

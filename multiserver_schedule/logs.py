@@ -93,7 +93,7 @@ class Teller:
             for problem in self.verify(task):
                 logger.error("%s, line %s: %s task=%s", task.file, task.line, problem, task.name)
         for verb, rows in (("registered", registered), ("took over the new schedule of", changed)):
-            tasks = [task for row in rows if (task := self._task(row)) is not None and not task.is_ours]
+            tasks = [task for row in rows if (task := self._task(row)) is not None and not task.is_housekeeping]
             if tasks:
                 self._say(f"{verb} {summary(tasks, datetime.fromisoformat(now))}", self.news)
 

@@ -91,7 +91,7 @@ def run_once(
     found = found or discover()
     tasks = registry.tasks
     teller = tell(verbosity, stdout, news=1 if trigger is None else 2)
-    if all(task.is_ours for task in tasks.values()):
+    if all(task.is_housekeeping for task in tasks.values()):
         teller({"kind": "note", "text": nothing_declared(found)})
         return Pass()
     with _composed(settings, tasks, teller, inline=inline) as keeper:
@@ -133,7 +133,7 @@ def run_forever(
     settings = conf.load()
     found = found or discover()
     teller = tell(verbosity, stdout)
-    if all(task.is_ours for task in registry.tasks.values()):
+    if all(task.is_housekeeping for task in registry.tasks.values()):
         # It stays all the same: ending, it would only be started again.
         teller({"kind": "note", "text": nothing_declared(found)})
     with _composed(settings, registry.tasks, teller, inline=inline, notifier=notifier) as keeper:
@@ -215,10 +215,11 @@ def _composed(
         maintenance=maintenance,
         hand_over=None if is_service else HAND_OVER,
     )
-    subminute = any(
-        task.timetable.is_subminute
-        and is_meant_for(task, server=settings.server_name, environment=settings.environment)
+    subminute = frozenset(
+        task.lock
         for task in tasks.values()
+        if task.timetable.is_subminute
+        and is_meant_for(task, server=settings.server_name, environment=settings.environment)
     )
     keeper = Keeper(
         cycle=cycle, settings=settings, subminute=subminute, is_service=is_service, notifier=notifier or Notifier()

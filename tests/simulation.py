@@ -191,13 +191,13 @@ class World:
             if each.look_at is not None and each.look_at <= self.now:
                 step = each.cycle.step(now=self.now)
                 each.look_at = None
-                if step.look_again_at is not None:
-                    again = self.now + timedelta(seconds=max(0.05, step.look_again_at - boot_time()))
-                    each.look_at = again if again <= each.began + PATIENCE else None
-                if each.cycle.hand_over is None:
+                is_service, patience = each.cycle.hand_over is None, each.began + PATIENCE - self.now
+                again = step.look_again_at if is_service else step.within(boot_time() + patience.total_seconds())
+                if again is not None:
+                    each.look_at = self.now + timedelta(seconds=max(0.05, again - boot_time()))
+                if is_service:
                     soon = self.now + timedelta(seconds=4.5)
-                    again = soon if step.look_again_at is None else min(soon, again)
-                    each.look_at = again
+                    each.look_at = min(soon, each.look_at or soon)
             if each.look_at is None and not each.cycle.running:
                 self._remove(each)
 

@@ -262,6 +262,21 @@ def test_a_project_that_declares_nothing_still_hears_so(housekeeping: ScheduledT
     assert "No task is declared. Searched: " in errors.getvalue()
 
 
+def test_a_project_whose_only_tasks_are_those_of_its_worker_servers_has_tasks(housekeeping: ScheduledTask) -> None:
+    """They are of this package, and there because the project has servers: not as its housekeeping is."""
+    code = "from multiserver_schedule import schedule; schedule.call('time.sleep', 0).hourly().name('servers.monitor')"
+    exec(code, {"__name__": "multiserver_schedule.servers.schedule"})  # noqa: S102 - the text above
+    assert registry.tasks["servers.monitor"].is_ours, "of the package, though"
+    said = StringIO()
+    call_command("runschedule", "--inline", stdout=said)
+    assert "No task is declared" not in said.getvalue()
+    assert "servers.monitor" in said.getvalue()
+    assert ScheduledLock.objects.filter(task="servers.monitor").exists()
+    errors = StringIO()
+    call_command("schedule", "list", stdout=StringIO(), stderr=errors)
+    assert errors.getvalue() == ""
+
+
 def test_what_is_registered_does_not_count_ours(housekeeping: ScheduledTask) -> None:
     said = StringIO()
     teller = Teller(tasks=lambda: registry.tasks, stdout=said)

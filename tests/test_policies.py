@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -104,6 +105,28 @@ def test_attempts_end_where_the_next_due_time_comes(store: Store) -> None:
     firsts = [at - o.due_at for o, _, at in sim.started if o.attempt == 1]
     assert max(firsts) < 5 * SECOND
     assert accounted(store.alias, "shop.report")["missed"] == 0
+
+
+@ON_ONE
+@pytest.mark.parametrize(
+    ("cron", "wait", "runs_for", "number"),
+    [
+        ("* * * * *", 15 * SECOND, SECOND, 3),
+        ("*/2 * * * *", 70 * SECOND, SECOND, 2),
+        ("*/5 * * * *", MINUTE, 20 * SECOND, 3),
+    ],
+)
+def test_under_cron_too_a_failed_due_time_is_tried_again_before_the_next_one_comes(
+    store: Store, cron: str, wait: timedelta, runs_for: timedelta, number: int
+) -> None:
+    """However seldom cron looks, and however short the period is."""
+    tried = task(cron, retries=2, backoff=wait)
+    sim = world(store, tried, servers=2, services=0, duration=lambda row: runs_for, outcome=fails_up_to(99))
+    sim.advance(21 * MINUTE)
+    made = Counter(due_at for due_at, _, _ in attempts(store))
+    ended = [due_at for due_at in made if due_at < sim.now - 5 * MINUTE]
+    assert len(ended) >= 3
+    assert {made[due_at] for due_at in ended} == {number}
 
 
 @ON_ONE
@@ -346,6 +369,25 @@ def test_nothing_starts_while_a_task_is_paused_and_nothing_piles_up(store: Store
     assert accounted(store.alias, "shop.report")["missed"] == 0
     others = [occurrence.due_at for occurrence, _, _ in sim.started if occurrence.row == "shop.other"]
     assert others == expected(other, [(NOON - MINUTE, sim.now)])
+
+
+@ON_ONE
+def test_a_server_that_comes_while_a_task_of_all_servers_is_paused_does_not_run_it(store: Store) -> None:
+    """Servers come and go with the load: who paused it by its name meant those to come, too."""
+    everywhere, alone = task("* * * * *", on_every_server=True), task("* * * * *", "shop.alone", on_every_server=True)
+    sim = world(store, everywhere, alone, servers=2)
+    sim.advance(2 * MINUTE)
+    lock = ORMLock("default", {"using": store.alias})
+    lock.pause(["shop.report@web0", "shop.report@web1", "shop.alone@web0"], reason="the shop moves", now=sim.now)
+    paused = sim.now
+    sim.versions["web2"] = sim.versions["web0"]
+    sim.advance(5 * MINUTE)
+    ran_by = {(occurrence.task.name, server) for occurrence, server, at in sim.started if at > paused}
+    assert ran_by == {("shop.alone", "web1"), ("shop.alone", "web2")}
+    assert {row.paused_reason for row in lock.rows(["shop.report@web2"])} == {"the shop moves"}
+    lock.resume(["shop.report@web2"], following=lambda name, after: everywhere.next(after), now=sim.now)
+    sim.advance(2 * MINUTE)
+    assert [server for o, server, at in sim.started if o.task.name == "shop.report" and at > paused] == ["web2"] * 2
 
 
 @ON_ONE

@@ -210,6 +210,27 @@ class Stage:
         finally:
             self.keeper.watchdog.stop()
 
+    def passes(self, *tasks: ScheduledTask) -> int:
+        """Be the pass that cron starts now; return the exit status."""
+        settings = conf.Settings(server_name="web1")
+        stores = [
+            Locked(
+                lock=lock,
+                history=History("default"),
+                declared=declare(*(task for task in tasks if task.lock == lock.alias)),
+            )
+            for lock in self.locks
+        ]
+        of_cycle = Cycle(
+            stores=stores, runner=self.runner, settings=settings, policy=Policy(), hand_over=service.HAND_OVER
+        )
+        subminute = frozenset(task.lock for task in tasks if task.timetable.is_subminute)
+        self.keeper = Keeper(cycle=of_cycle, settings=settings, subminute=subminute, _began=self.boot)
+        try:
+            return self.keeper.one_pass().status
+        finally:
+            self.keeper.watchdog.stop()
+
     def stop(self) -> None:
         self.keeper.stopping += 1
 
@@ -858,6 +879,38 @@ def test_a_pass_asks_for_maintenance_before_it_forks_anything(monkeypatch: pytes
         with service._composed(settings, {}, logs.Teller(tasks=dict), inline=False) as keeper:
             assert keeper.cycle.maintenance is False
     assert order == ["asked", "close", "start"]
+
+
+def test_a_pause_of_one_lock_ends_no_pass_that_has_tasks_of_every_few_seconds_in_another(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = TimedLock(stage, "other")
+    stage.locks.append(other)
+    look = other.look
+    monkeypatch.setattr(other, "look", lambda *args, **more: replace(look(*args, **more), paused=True, due=()))
+    often = a_task("often", Every(10 * SECOND), min_break=timedelta(0))
+    began = stage.boot
+    assert stage.passes(often, replace(minutely("theirs"), lock="other")) == 0
+    assert [row for row, _ in stage.runner.started] == ["often"] * 6
+    assert stage.boot - began > 60
+
+    monkeypatch.setattr(stage.lock, "look", lambda *args, **more: replace(look(*args, **more), paused=True, due=()))
+    began = stage.boot
+    stage.passes(often, replace(minutely("theirs"), lock="other"))
+    assert stage.boot - began < 1, "with all of them paused, there is nothing to stay for"
+
+
+def test_a_pass_stays_for_an_attempt_that_no_later_one_would_see_in_time(stage: Stage) -> None:
+    """By cron, a task of every minute was never tried again: each pass left before, and the next due time came."""
+    failed = Outcome(status="failed", error="no such rate")
+    stage.outcome = lambda claim: failed if claim.occurrence.attempt == 1 else Outcome(status="succeeded")
+    tried = minutely(retries=1, backoff=15 * SECOND)
+    stage.passes(tried)  # which registers it
+    stage.go_on(stage.boot + 31)
+    began = stage.boot
+    stage.passes(tried)
+    assert [row.status for row in ScheduledRun.objects.order_by("attempt")] == ["failed", "succeeded"]
+    assert 12 <= stage.boot - began <= 20
 
 
 def test_cron_passes_are_as_patient_as_before_and_services_less(monkeypatch: pytest.MonkeyPatch) -> None:

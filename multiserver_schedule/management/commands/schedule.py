@@ -101,7 +101,7 @@ class Command(VerbCommand):
         settings = conf.load()
         zone = zone_named(timezone or settings.time_zone)
         listing = operate.overview()
-        ours = {task.name for task in registry.completed.values() if task.is_ours}
+        ours = {task.name for task in registry.completed.values() if task.is_housekeeping}
         if not any(line.name not in ours for line in listing.lines) and not listing.troubles:
             self.stderr.write(service.nothing_declared(listing.found))
         coming = operate.timeline(listing, next) if next else []
