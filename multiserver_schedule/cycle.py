@@ -430,6 +430,7 @@ class Cycle:
             self.tell(
                 "skipped", about=about, due_at=about.missed_at or about.due_at, reason="missed", count=about.missed
             )
+        self._tell_forgone(about)
 
     def _skip(
         self,
@@ -467,6 +468,12 @@ class Cycle:
                     held_since=skip.held_since,
                     count=about.missed + 1,
                 )
+                self._tell_forgone(about)
+
+    def _tell_forgone(self, about: Occurrence) -> None:
+        """Say that the attempt which the history promises for the due time before was not made."""
+        if about.forgone_at is not None:
+            self.tell("forgone", about=about, due_at=about.forgone_at)
 
     # -- renew ------------------------------------------------------------------------------------------------------
 

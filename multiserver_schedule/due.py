@@ -102,6 +102,8 @@ def plan(
             found.broken.append((task, str(error) if isinstance(error, ValueError) else repr(error)))
             continue
         is_free = task.overlap == "allow" or row.owner is None
+        if isinstance(due, Occurrence) and row.retry_at is not None:
+            due = dataclasses.replace(due, forgone_at=row.last_due_at)
         if due is None:
             if later and (put_off := task.next(row.since)) is not None and put_off <= now:
                 found.put_off_to = min(put_off + later, found.put_off_to or put_off + later)

@@ -271,6 +271,8 @@ class Occurrence:
     """Due times before this one that nobody ran and nobody will."""
     missed_at: datetime | None = None
     """The latest of them."""
+    forgone_at: datetime | None = None
+    """The due time before it that owes a further attempt, which is not made any more."""
     trigger: Trigger = "schedule"
     attempt: int = 1
     requested: bool = False

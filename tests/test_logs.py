@@ -29,6 +29,7 @@ EVENTS: dict[str, dict[str, Any]] = {
     "abandoned": HELD | {"held_since": (THREE - timedelta(minutes=10)).isoformat()},
     "held": HELD | {"held_since": (THREE - timedelta(minutes=9)).isoformat()},
     "busy": {"kind": "busy", **WHERE},
+    "forgone": {"kind": "forgone", **WHERE},
     "claimed": {"kind": "claimed", "fence": 1, "trigger": "schedule", "attempt": 1, **WHERE},
     "filtered": {"kind": "skipped", "reason": "filtered", "count": 1, **WHERE},
     "lost": {"kind": "lost", "fence": 1, **WHERE},
@@ -56,10 +57,10 @@ def heard(signal: Signal) -> Iterator[list[dict[str, Any]]]:
 @pytest.mark.parametrize(
     ("level", "logged"),
     [
-        ("none", {"missed"}),
-        ("abandoned", {"missed", "abandoned"}),
-        ("conflicts", {"missed", "abandoned", "held", "busy"}),
-        ("verbose", {"missed", "abandoned", "held", "busy", "claimed", "filtered", "lost"}),
+        ("none", {"missed", "forgone"}),
+        ("abandoned", {"missed", "forgone", "abandoned"}),
+        ("conflicts", {"missed", "forgone", "abandoned", "held", "busy"}),
+        ("verbose", {"missed", "forgone", "abandoned", "held", "busy", "claimed", "filtered", "lost"}),
     ],
 )
 def test_each_level_logs_what_it_says_and_no_more(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -127,6 +128,20 @@ def test_under_cron_too_a_failed_due_time_is_tried_again_before_the_next_one_com
     ended = [due_at for due_at in made if due_at < sim.now - 5 * MINUTE]
     assert len(ended) >= 3
     assert {made[due_at] for due_at in ended} == {number}
+
+
+@ON_ONE
+def test_an_attempt_that_nobody_was_there_for_is_told_of(store: Store) -> None:
+    """The history says "tried again in 62 s", and nobody has told the hooks that it was the last one."""
+    told: list[Mapping[str, Any]] = []
+    sim = world(store, task(retries=1, backoff=MINUTE), servers=1, outcome=fails_up_to(99), tell=told.append)
+    sim.advance(2 * MINUTE)
+    sim.kill("web0")
+    sim.advance(59 * MINUTE)
+    sim.versions["web1"] = {"shop.report": task(retries=1, backoff=MINUTE)}
+    sim.advance(2 * MINUTE)
+    assert [event["due_at"] for event in told if event["kind"] == "forgone"] == [NOON.isoformat()]
+    assert [(due_at - NOON, attempt) for due_at, attempt, _ in attempts(store)][:2] == [(0 * HOUR, 1), (HOUR, 1)]
 
 
 @ON_ONE
