@@ -156,10 +156,10 @@ class ScheduleState(models.Model):
     What holds for all tasks, in one small table read by one statement at each pass.
 
     Four kinds of row, told apart by ``key``: ``project`` (pause of everything, interrupt), ``declared:<digest>`` (one
-    for each set of declarations seen; its ``scope`` is empty, or the server whose own tasks it lists),
-    ``server:<name>`` (touched by each claim of that server, which puts its claims in a row) and
-    ``paused:<lock>:<digest>`` (a pause in a lock that may lose data, which then takes it from here; where ``row`` is
-    empty, of all that the lock has).
+    for each set of declarations seen, with ``aside:`` before it for one to be synced anew; its ``scope`` is empty, or
+    the server whose own tasks it lists), ``server:<name>`` (touched by each claim of that server, which puts its claims
+    in a row) and ``paused:<lock>:<digest>`` (a pause in a lock that may lose data, which then takes it from here; where
+    ``row`` is empty, of all that the lock has).
     """
 
     PROJECT = "project"

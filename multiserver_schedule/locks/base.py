@@ -262,9 +262,10 @@ class BaseLock(ABC):
     @abstractmethod
     def retire(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
         """
-        Take these rows out of every look, until a version that declares them is synced; their fences stay.
+        Take these rows out of every look, until a version that declares them holds; their fences stay.
 
-        Only rows that nobody holds. Return their names.
+        The version that holds now takes up what it declares of them, from then on, at its next ``sync``: no look finds
+        it known before. Only rows that nobody holds. Return their names.
         """
 
     @abstractmethod

@@ -21,6 +21,11 @@ GONE_AFTER: Final = timedelta(minutes=5)
 """Declarations that nobody has seen for so long have been rolled back: an older version may take over."""
 FORGOTTEN_AFTER: Final = timedelta(days=30)
 """State of servers and versions that is dropped: both register again when they come back."""
+ASIDE: Final = "aside:"
+"""
+What the key of the newest version begins with once a row was retired: whoever has these declarations does not find them
+known, syncs, and so takes up again what is declared all the same. To all others it is the newest as before.
+"""
 
 
 class Version(Protocol):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
@@ -1244,6 +1244,72 @@ class LockContract:
         back.sync(THREE + MINUTE)
         assert sorted(back.due(THREE + HOUR)) == ["other", "shop.refresh", "third"]
         assert web1.row().fence >= fence
+
+    @pytest.mark.parametrize("on_every_server", [False, True])
+    def test_a_retired_row_is_taken_up_again_by_the_very_version_that_declared_it_all_the_time(
+        self, lock: BaseLock, notes: Notes, on_every_server: bool
+    ) -> None:
+        """Somebody could not read where it is declared. What was due meanwhile is not made up for."""
+        server = Server(lock, notes, a_task(on_every_server=on_every_server))
+        server.sync(THREE - HOUR)
+        [name] = server.declared.rows
+        for at in (THREE - 10 * MINUTE, THREE + DAY):
+            fence = server.row(name).fence
+            assert lock.retire([name], now=at) == [name]
+            later = at + 2 * HOUR
+            assert not lock.look(server.declared, now=later).known
+            assert server.sync(later) == ([], [name])
+            assert lock.look(server.declared, now=later).known
+            assert server.due(later) == []
+            assert server.due(later + HOUR) == [name]
+            assert server.row(name).fence >= fence
+
+    def test_a_retired_row_waits_for_the_end_of_a_newer_version_that_does_not_declare_it(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        newer = Server(lock, notes, a_task("shop.else"), name="web2")
+        newer.sync(THREE - MINUTE)
+        lock.retire(["shop.refresh"], now=THREE - MINUTE)
+        assert lock.look(web1.declared, now=THREE).known
+        assert web1.sync(THREE) == ([], [])
+        assert newer.sync(THREE) == ([], [])
+        assert lock.look(newer.declared, now=THREE).known
+        assert lock.look(web1.declared, now=THREE).known
+        assert web1.due(THREE + HOUR) == ["shop.else"]
+        rolled_back = THREE + 10 * MINUTE
+        assert not lock.look(web1.declared, now=rolled_back).known
+        assert web1.sync(rolled_back) == ([], ["shop.refresh"])
+        assert web1.due(THREE + HOUR) == ["shop.else", "shop.refresh"]
+
+    def test_a_version_of_which_a_row_was_retired_holds_until_it_has_been_gone_for_long(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        """An older one must not take over because the newer one has to be synced anew."""
+        newer = Server(lock, notes, a_task(timetable=Every(HOUR / 2)), a_task("shop.else"), name="web2")
+        newer.sync(THREE - MINUTE)
+        for at in (THREE - MINUTE, THREE):
+            lock.retire(["shop.else"], now=at)
+        assert lock.look(web1.declared, now=THREE).known
+        assert web1.sync(THREE) == ([], [])
+        assert web1.row().fingerprint == newer.declared.tasks["shop.refresh"].fingerprint
+        rolled_back = THREE + 10 * MINUTE
+        assert not lock.look(web1.declared, now=rolled_back).known
+        assert web1.sync(rolled_back) == ([], ["shop.refresh"])
+        assert web1.row().fingerprint == web1.declared.tasks["shop.refresh"].fingerprint
+
+    def test_a_row_that_is_retired_while_a_version_that_declares_it_is_synced_stays_in_use(
+        self, web1: Server, lock: BaseLock, notes: Notes
+    ) -> None:
+        newer = Server(lock, notes, a_task(), a_task("shop.more"))
+
+        def elsewhere(names: Sequence[str]) -> Mapping[str, Before]:
+            assert list(names) == ["shop.more"]
+            assert lock.retire(["shop.refresh"], now=THREE - MINUTE) == ["shop.refresh"]
+            return {}
+
+        newer.sync(THREE - MINUTE, elsewhere)
+        assert lock.look(newer.declared, now=THREE).known
+        assert sorted(newer.due(THREE)) == ["shop.more", "shop.refresh"]
 
     def test_a_row_that_is_held_is_neither_retired_nor_forgotten(self, lock: BaseLock, notes: Notes) -> None:
         server = Server(lock, notes, a_task(on_every_server=True))

@@ -12,6 +12,7 @@ from django.db.models.functions import Coalesce
 from ...models import ScheduledLock, ScheduleState
 from ..ahead import Reach, set_right
 from ..base import Following
+from ..versions import ASIDE, newest_of
 from .rows import NOTHING_OWED, ROW, Clock, as_row, batches, noted
 from .session import Session
 
@@ -93,7 +94,20 @@ class Steering(Session):
 
     def retire(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
         values = {"next_due_at": None, "wanted_at": None, **NOTHING_OWED}
-        return self._steer(names, lambda rows: rows.update(**values), Q(owner=None))
+
+        def take_out(rows: QuerySet[ScheduledLock]) -> None:
+            scopes = {name.partition("@")[2] for name in rows.values_list("task", flat=True)}
+            rows.update(**values)
+            versions = list(self._state().filter(first_seen_at__isnull=False, scope__in=scopes))
+            for scope in sorted(scopes):
+                newest = newest_of(versions, scope)
+                if newest is not None and not newest.key.startswith(ASIDE):
+                    key = f"{ASIDE}{newest.key}"
+                    self._state().filter(key=key).delete()
+                    self._state().filter(pk=newest.pk).update(key=key)
+
+        # Not while a sync is under way: it could make a version the newest that has seen these rows in use.
+        return self._steer(names, take_out, Q(owner=None), between_syncs=True)
 
     def forget(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
         def delete(rows: QuerySet[ScheduledLock]) -> None:
@@ -105,12 +119,19 @@ class Steering(Session):
         return self._steer(names, delete, Q(owner=None, task__contains="@"))
 
     def _steer(
-        self, names: Sequence[str], change: Callable[[QuerySet[ScheduledLock]], Any], only: Q | None = None
+        self,
+        names: Sequence[str],
+        change: Callable[[QuerySet[ScheduledLock]], Any],
+        only: Q | None = None,
+        *,
+        between_syncs: bool = False,
     ) -> list[str]:
         """Change these rows, and return the names of those that were there for it."""
 
         def work(batch: Sequence[str]) -> list[str]:
             with self._transaction(write_first=True):
+                if between_syncs:
+                    self._touch(ScheduleState.PROJECT)
                 rows = self._locks().filter(only or Q(), task__in=batch)
                 found = {lock.pk: lock.task for lock in self._lock_rows(rows, skip_locked=False)}
                 change(self._locks().filter(only or Q(), pk__in=list(found)))

@@ -28,7 +28,7 @@ from ..base import (
     nowhere_else,
 )
 from ..cached import CachedLock, longest_lease
-from ..versions import SEEN_EVERY, is_known, keys, take_overs
+from ..versions import ASIDE, SEEN_EVERY, is_known, keys, take_overs
 from .line import Line
 from .mend import Mended, Survey, adopted, mend, needs_mending, righted, to_ask_of, trouble
 from .rows import (
@@ -520,7 +520,7 @@ class RedisLock(CachedLock):
         return self._ask("cancel", "items", owners.items(), now)
 
     def retire(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
-        return self._ask("retire", "names", names, now)
+        return self._ask("retire", "names", names, now, aside=ASIDE)
 
     def forget(self, names: Sequence[str], *, now: datetime | None = None) -> list[str]:
         return self._ask("forget", "names", names, now)

@@ -142,6 +142,7 @@ def adopted(declared: Declarations, survey: Survey, changes: Sequence[TakeOver],
     # A version that was only flagged repairs its own rows; others need not repair anything again.
     is_first = not survey.is_whole or survey.is_doubtful
     return {
+        "newest": dict(survey.newest),
         "versions": [[change.key, change.scope, micros(change.first_seen_at), micros(survey.at)] for change in changes],
         "resync": sorted(others) if is_first else [],
         "done": list(mine),

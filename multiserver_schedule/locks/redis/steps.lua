@@ -291,6 +291,11 @@ function steps.write()
       return {'conflict'}
     end
   end
+  for scope, key in pairs(given.adopt and given.adopt.newest or {}) do
+    if redis.call('HGET', VERSIONS, 'newest:' .. scope) ~= key then
+      return {'conflict'}
+    end
+  end
   for _, item in ipairs(given.rows) do
     local name, values = item[1], item[3]
     local fields = {}
@@ -887,13 +892,27 @@ end
 
 function steps.retire()
   write_anyway()
-  local retired = {}
+  local retired, scopes = {}, {}
   for _, name in ipairs(given.names) do
     local row = row_of(name)
     if row and row.owner == '' then
       redis.call('HSET', key_of(name), 'next', '', 'retry', '', 'wanted', '')
       reindex(name)
       retired[#retired + 1] = name
+      scopes[string.match(name, '@(.*)$') or ''] = true
+    end
+  end
+  -- Aside (versions.py), under a name that no survey has seen: what a sync under way found of these rows is over.
+  for scope in pairs(scopes) do
+    local key = redis.call('HGET', VERSIONS, 'newest:' .. scope)
+    local version = key and redis.call('HGET', VERSIONS, 'version:' .. key)
+    if version then
+      local aside = given.aside .. text(N) .. ':' .. (string.match(key, '^' .. given.aside .. '%d+:(.*)$') or key)
+      redis.call(
+        'HSET', VERSIONS, 'newest:' .. scope, aside, 'version:' .. aside, version,
+        'seen:' .. aside, redis.call('HGET', VERSIONS, 'seen:' .. key) or ''
+      )
+      redis.call('HDEL', VERSIONS, 'version:' .. key, 'seen:' .. key)
     end
   end
   return {text(N), retired}
