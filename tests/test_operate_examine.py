@@ -140,6 +140,34 @@ def test_what_is_not_declared_any_more_is_seen() -> None:
     assert "not declared in this version: gone.task; `schedule prune --undeclared` retires it" in line
 
 
+def test_what_a_broken_schedule_may_declare_is_not_said_to_be_undeclared(settings: Any) -> None:
+    with registry.set_aside():
+        schedule.call("time.sleep", 0).hourly().name("gone.task")
+        server().sync(timezone.now() - HOUR)
+    server().sync(timezone.now())
+    settings.ROOT_URLCONF = "tests.broken_project.urls"
+    assert found("warning") == ["warning: lock 'default': not declared in what can be read: gone.task"]
+
+
+def test_what_was_taken_out_of_use_and_is_declared_is_worth_a_warning_until_a_pass_takes_it_up() -> None:
+    for number in range(3):
+        schedule.call("time.sleep", 0).hourly().name(f"a.c{number}")
+    web1 = server()
+    web1.sync(timezone.now())
+    assert found("warning") == []
+    retired = (
+        "warning: lock 'default': taken out of use, though declared: {}; the next pass takes {} up again, unless a"
+    )
+    web1.lock.retire(["a.b"])
+    (line,) = found("warning")
+    assert line.startswith(retired.format("a.b", "it"))
+    web1.lock.retire(["a.c0", "a.c1", "a.c2"])
+    (line,) = found("warning")
+    assert line.startswith(retired.format("a.b, a.c0, a.c1 and 1 more", "them"))
+    web1.sync(timezone.now())
+    assert found("warning") == []
+
+
 def test_a_clock_that_was_set_back_is_seen_by_the_rows_that_are_ahead_of_it() -> None:
     server().sync(timezone.now())
     ScheduledLock.objects.update(last_due_at=timezone.now() + HOUR)

@@ -16,6 +16,7 @@ from django.utils import timezone
 from multiserver_schedule import operate, schedule
 from multiserver_schedule.declare import discovery, registry
 from multiserver_schedule.entries import ScheduledTask
+from multiserver_schedule.exceptions import DeclarationError
 from multiserver_schedule.history import Afterwards, History
 from multiserver_schedule.locks.cache import CacheLock
 from multiserver_schedule.locks.orm import ORMLock
@@ -156,6 +157,47 @@ def test_a_version_that_declares_it_still_has_it_back() -> None:
     back = Server(ORMLock("default", {}), Notes(History("default")), *older, *tasks(), name="web1")
     back.sync(now)
     assert ScheduledLock.objects.get(task="gone.task").next_due_at is not None
+
+
+def test_nothing_is_taken_out_of_use_where_not_all_that_is_declared_can_be_read(settings: Any) -> None:
+    """A schedule.py with a missing import would otherwise stop its tasks on all servers."""
+    with registry.set_aside():
+        schedule.call("time.sleep", 0).daily().name("tests.important")
+        seen("web1", timezone.now() - 2 * DAY)
+    ScheduledRun.objects.create(
+        task="a", due_at=timezone.now() - 90 * DAY, status="failed", finished_at=timezone.now() - 90 * DAY
+    )
+    settings.ROOT_URLCONF = "tests.broken_project.urls"
+    for dry_run in (True, False):
+        with pytest.raises(operate.Refused) as refused:
+            operate.prune(undeclared=True, dry_run=dry_run)
+        assert "nothing was pruned. tests.broken_project.schedule cannot be read: " in str(refused.value)
+        assert not refused.value.is_usage
+    assert ScheduledLock.objects.get(task="tests.important").next_due_at is not None
+    assert ScheduledRun.objects.count() == 1
+    assert operate.prune().histories[0].count == 0, "the newest of its task stays, and all else is pruned as ever"
+
+
+def test_nor_where_something_outside_a_schedule_is_declared_wrongly() -> None:
+    schedule.call("time.sleep", 0).name("tests.no_time")
+    with pytest.raises(DeclarationError, match=r"tests\.no_time"):
+        operate.prune(undeclared=True)
+    operate.prune()
+
+
+def test_a_task_that_is_declared_again_runs_again() -> None:
+    """With the very declarations that were there before: nothing tells that version from the one that was pruned."""
+    now = timezone.now()
+    before = seen("web1", now - 2 * DAY)
+    with registry.set_aside():
+        schedule.call("time.sleep", 0).daily().on_every_server().name("a.here")
+        assert operate.prune(undeclared=True).retired == (("a.shared", "default"),)
+    [line] = [line for line in operate.overview().lines if line.name == "a.shared"]
+    assert (line.next_due_at, line.note) == (None, "taken out of use by `schedule prune --undeclared`")
+    assert not before.lock.look(before.declared).known
+    before.sync(timezone.now())
+    [line] = [line for line in operate.overview().lines if line.name == "a.shared"]
+    assert (line.next_due_at is not None, line.note) == (True, "")
 
 
 def test_it_is_said_why_a_row_goes_and_in_which_lock_where_there_are_several(settings: Any) -> None:

@@ -19,7 +19,7 @@ from ..models import ScheduledRun
 from .clocks import left_behind, measured
 from .listing import Everything, everything_paused
 from .overdue import is_unfreed, open_since, servers_seen
-from .stores import OUR_OWN, declarations, opened, said, server_of, some, task_of, unreadable
+from .stores import OUR_OWN, declarations, is_out_of_use, opened, said, server_of, some, task_of, unreadable
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -48,7 +48,7 @@ def examine() -> list[Finding]:
     # Who is not started on purpose is not overdue.
     startable = {name: task for name, task in tasks.items() if task.even_in_maintenance_mode or not maintenance}
     for alias in settings.locks:
-        findings += _lock(alias, settings, tasks, startable)
+        findings += _lock(alias, settings, tasks, startable, all_is_read=not found.broken)
     for using in dict.fromkeys(str(each.options.get("using", DEFAULT_DB_ALIAS)) for each in settings.locks.values()):
         findings.append(_history(using))
     return findings
@@ -94,13 +94,15 @@ def _lock(
     settings: conf.Settings,
     tasks: Mapping[str, ScheduledTask],
     startable: Mapping[str, ScheduledTask],
+    *,
+    all_is_read: bool,
 ) -> Iterator[Finding]:
     about = f"lock {alias!r}"
     try:
         with opened(settings, alias) as lock:
             yield from _clock(lock, about)
             rows, now = lock.rows(), lock.clock()
-            yield from _rows(lock, about, rows, now, tasks, settings)
+            yield from _rows(lock, about, rows, now, tasks, settings, all_is_read=all_is_read)
             everything = everything_paused(lock)
             yield from _left_undone(lock, about, rows, now, startable if everything is None else {})
             yield from _paused(about, everything)
@@ -134,6 +136,8 @@ def _rows(
     now: datetime,
     tasks: Mapping[str, ScheduledTask],
     settings: conf.Settings,
+    *,
+    all_is_read: bool,
 ) -> Iterator[Finding]:
     mine = {name: task for name, task in tasks.items() if task.lock == lock.alias}
     wanted = {task.row_name(settings.server_name): task for task in mine.values()}
@@ -142,6 +146,7 @@ def _rows(
     others = sorted(
         name for name, task in wanted.items() if name in there and there[name].fingerprint != task.fingerprint
     )
+    retired = sorted(name for name, task in wanted.items() if name in there and is_out_of_use(there[name], task))
     unused = sorted(
         row.task for row in there.values() if row.next_due_at is not None and task_of(row.task, tasks) is None
     )
@@ -162,15 +167,25 @@ def _rows(
         )
     elif look.known and wanted:
         yield Finding("ok", about, "this version of the project is the newest")
-    elif wanted and not missing:
+    elif wanted and not missing and not retired:
         yield Finding("warning", about, "this version of the project is new to it: the next pass registers it")
-    if unused:
+    if retired:
+        them = "it" if len(retired) == 1 else "them"
+        yield Finding(
+            "warning",
+            about,
+            f"taken out of use, though declared: {some(retired)}; the next pass takes {them} up again, unless a newer "
+            f"version of the project is in use, which does not declare {them}",
+        )
+    if unused and all_is_read:
         yield Finding(
             "warning",
             about,
             f"not declared in this version: {some(unused)}; `schedule prune --undeclared` retires "
             f"{'it' if len(unused) == 1 else 'them'}",
         )
+    elif unused:
+        yield Finding("warning", about, f"not declared in what can be read: {some(unused)}")
     for level, said_of_it in left_behind(rows, look.interrupted_at, now, tasks, settings):
         yield Finding(level, about, said_of_it)
 

@@ -21,7 +21,7 @@ from ..locks.base import BaseLock, Declarations
 from ..locks.orm import ORMLock
 from ..models import ScheduledRun, ScheduleState
 from .overdue import open_since, servers_seen
-from .stores import Known, away, opened, said, server_of, task_of, unreadable
+from .stores import Known, away, is_out_of_use, opened, said, server_of, task_of, unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,8 @@ def _line(
     note = f"moved to the lock {row.moved_to!r}" if row.moved_to else ""
     if task is not None and task.lock != known.alias:
         note = f"declared for the lock {task.lock!r}"
+    elif task is not None and not row.moved_to and is_out_of_use(row, task):
+        note = "taken out of use by `schedule prune --undeclared`"
     if row.cancelled and held:
         note = "; ".join(filter(None, [note, "being ended: its next due time goes first"]))
     line = Overview(

@@ -12,12 +12,13 @@ from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Q
 
 from .. import conf
+from ..declare import discovery, registry
 from ..entries import Row, ScheduledTask
 from ..locks.base import BaseLock
 from ..locks.orm import ORMLock
 from ..models import ScheduleState
 from ..retention import BATCH, Pruned, Retention
-from .stores import Refused, away, declared, last_seen, opened, said, server_of, task_of
+from .stores import Refused, all_unreadable, away, last_seen, opened, said, server_of, task_of
 
 AT_MOST: Final = 20 * 60.0
 """Seconds that the daily task of our own goes on beginning new batches; the rest is tomorrow's."""
@@ -55,13 +56,14 @@ def prune(
 
     A server is gone when neither it nor a due time of its own tasks has been seen for so many days; when it comes back,
     its rows are registered anew. With ``undeclared``, rows that this version does not declare are taken out of use,
-    until a version that declares them comes: their fences stay. One store that is away keeps no other from being
-    pruned. ``at_most`` is for how many seconds batches are begun.
+    until a version that declares them holds: their fences stay. Raises Refused, and does nothing, where not all that is
+    declared can be read then. One store that is away keeps no other from being pruned. ``at_most`` is for how many
+    seconds batches are begun.
     """
     settings = conf.load()
     days = settings.history_days if days is None else days
     runs = settings.history_runs if runs is None else runs
-    tasks = declared()
+    tasks = _all_declared() if undeclared else {}
     until = None if at_most is None else time.monotonic() + at_most
     histories, troubles = _histories(settings, days, runs, batch, dry_run, until)
     forgotten: list[tuple[str, str]] = []
@@ -152,6 +154,13 @@ def _of_gone_servers(lock: BaseLock, rows: Sequence[Row], limit: datetime, here:
     alive = {server_of(row.task) for row in rows if "@" in row.task and last_seen(row) >= limit}
     overdue = {server_of(row.task) for row in silent if row.next_due_at is not None and row.next_due_at < limit}
     return [row for row in silent if server_of(row.task) in (servers & overdue) - alive and not row.paused]
+
+
+def _all_declared() -> Mapping[str, ScheduledTask]:
+    """Return what this version declares. Raises Refused, or DeclarationError, where that is not known in full."""
+    if wrong := all_unreadable(discovery.discover(registry, collect=True)):
+        raise Refused(f"What is not declared is not known before all that is can be read; nothing was pruned. {wrong}")
+    return registry.tasks
 
 
 def _undeclared(rows: Sequence[Row], tasks: Mapping[str, ScheduledTask], *, without: Sequence[str]) -> list[Row]:

@@ -20,6 +20,7 @@ from ..entries import Row, ScheduledTask
 from ..exceptions import DeclarationError, ScheduleError
 from ..history import Afterwards, History
 from ..locks.base import BaseLock, Declarations
+from ..locks.versions import needs_step
 
 OUR_OWN: Final = "multiserver_schedule.prune"
 """The task of our own, which is not declared with HOUSEKEEPING off."""
@@ -105,6 +106,11 @@ def task_of(row: str, tasks: Mapping[str, ScheduledTask]) -> ScheduledTask | Non
     bare, at, _ = row.partition("@")
     task = tasks.get(bare)
     return task if task is not None and task.on_every_server == bool(at) else None
+
+
+def is_out_of_use(row: Row, task: ScheduledTask) -> bool:
+    """Was this row retired, although its task is declared here and has due times to come?"""
+    return row.next_due_at is None and row.fingerprint == task.fingerprint and needs_step(row, task)
 
 
 def chosen_locks(settings: conf.Settings, lock: str) -> Sequence[str]:
