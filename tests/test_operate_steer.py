@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import StringIO
@@ -15,6 +15,7 @@ from django.utils import timezone as here
 
 from multiserver_schedule import operate, schedule
 from multiserver_schedule.declare import registry
+from multiserver_schedule.entries import Row
 from multiserver_schedule.exceptions import UnsafeTransaction
 from multiserver_schedule.history import Afterwards, History
 from multiserver_schedule.locks.base import BaseLock
@@ -190,6 +191,36 @@ def test_nothing_is_paused_inside_a_transaction_that_could_undo_it(site: Site) -
 def test_a_lock_that_is_not_in_the_settings_is_refused(site: Site) -> None:
     with pytest.raises(operate.Refused, match=r"There is no lock 'cahce'. Locks are: default\."):
         operate.pause(None, lock="cahce")
+
+
+@pytest.mark.parametrize("name", ["a.orm", "a.here", "a.here@web2", "a.new", "gone.task"])
+def test_a_task_that_is_in_another_lock_than_the_one_named_is_said_to_be_there(
+    site: Site, settings: Any, name: str
+) -> None:
+    """To run a pass, as is said of one that nobody has seen, would never help."""
+    empty = {"BACKEND": "tests.test_operate_steer.Empty"}
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "LOCKS": {"away": AWAY, "two": empty}}
+    schedule.call("time.sleep", 0).hourly().name("a.new")
+    ScheduledLock.objects.filter(task="a.other").update(task="gone.task", owner="x")
+    said = rf"^{name} is in the lock 'default', not in 'two'\. Name that one, or none\.$"
+    verbs: list[Callable[[], object]] = [
+        lambda: operate.pause([name], lock="two"),
+        lambda: operate.resume([name], lock="two"),
+        lambda: operate.unlock(name, lock="two", force=True),
+    ]
+    for verb in verbs:
+        with pytest.raises(operate.Refused, match=said):
+            verb()
+    assert not ScheduledLock.objects.filter(paused_at__isnull=False).exists()
+    with pytest.raises(operate.Refused, match=r"No task is named 'a\.nowhere'"):
+        operate.pause(["a.nowhere"], lock="two")
+
+
+class Empty(ORMLock):
+    """A store that has no row."""
+
+    def rows(self, names: Iterable[str] | None = None) -> list[Row]:
+        return []
 
 
 def test_a_store_that_is_down_keeps_nobody_from_pausing_everything_else(site: Site, settings: Any) -> None:

@@ -12,7 +12,7 @@ from .. import conf, logs
 from ..entries import Cleanup, Row, ScheduledTask
 from ..exceptions import UnsafeTransaction
 from ..locks.base import BaseLock
-from .stores import Refused, chosen_locks, declared, history_of, opened, said, task_of, unknown
+from .stores import Refused, chosen_locks, declared, history_of, in_another, opened, said, task_of, unknown
 
 
 class UnlockRefused(Refused):
@@ -149,6 +149,8 @@ def _holder(settings: conf.Settings, tasks: Mapping[str, ScheduledTask], name: s
         return held[0]
     if away:
         raise UnlockRefused(" ".join(away.values()))
+    if lock and not is_known and (where := in_another(name, lock, settings, tasks)):
+        raise UnlockRefused(where)
     if is_known or name in {task.row_name(settings.server_name) for task in tasks.values()}:
         raise UnlockRefused(f"Nobody holds the lock of {name}: there is nothing to free.")
     raise UnlockRefused(_unknown(name, settings, tasks))

@@ -25,6 +25,7 @@ from .stores import (
     away,
     chosen_locks,
     declared,
+    in_another,
     is_of,
     opened,
     reached,
@@ -265,6 +266,8 @@ def _rows_of(
         if task is not None and task.lock in silent:
             raise Refused(f"{silent[task.lock]}. Nothing was done; try again when it is back.")
         if not meant:
+            if lock and (where := in_another(name, lock, settings, tasks)):
+                raise Refused(where)
             known = {*tasks, *(row.task for rows in there.values() for row in rows)}
             raise Refused(_no_row(name, task, known, list(silent.values())))
         for alias, row in meant:

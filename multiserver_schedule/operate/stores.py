@@ -7,7 +7,7 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -118,6 +118,19 @@ def chosen_locks(settings: conf.Settings, lock: str) -> Sequence[str]:
     if lock and lock not in settings.locks:
         raise Misused(f"There is no lock {lock!r}. Locks are: {', '.join(sorted(settings.locks))}.")
     return [lock] if lock else list(settings.locks)
+
+
+def in_another(name: str, lock: str, settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> str:
+    """Say which lock this task is in, or is declared for, other than the one that was asked for; "" where in none."""
+    task = task_of(name, tasks) or tasks.get(name)
+    found = "" if task is None or task.lock == lock else task.lock
+    for alias in settings.locks if not found else ():
+        if alias != lock:
+            # One that is away is of no help here, and has nothing to do with what was asked.
+            with suppress(Exception), opened(settings, alias) as store:
+                if any(is_of(row.task, name) and not row.moved_to for row in store.rows()):
+                    found = alias
+    return f"{name} is in the lock {found!r}, not in {lock!r}. Name that one, or none." if found else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
