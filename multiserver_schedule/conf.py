@@ -18,6 +18,8 @@ from .exceptions import ConfigurationError
 SETTING: Final = "MULTISERVER_SCHEDULE"
 RUNNERS: Final = ("auto", "fork", "spawn", "inline")
 LOG_LEVELS: Final = ("none", "abandoned", "conflicts", "verbose")
+MOST_DAYS: Final = 36_500
+"""For how long anything may be kept: of a thousand years ago no database and no Python knows the date."""
 ORM_LOCK: Final = "multiserver_schedule.locks.orm.ORMLock"
 
 
@@ -79,7 +81,8 @@ def load() -> Settings:
         ):
             values[name] = _duration(key, value, zero=name in ("min_break", "catch_up"))
         elif name in ("max_concurrency", "history_days", "history_runs"):
-            values[name] = _whole(key, value, least=1 if name == "max_concurrency" else 0)
+            least, most = 1 if name == "max_concurrency" else 0, MOST_DAYS if name == "history_days" else None
+            values[name] = _whole(key, value, least=least, most=most)
         elif name == "runner":
             values[name] = _one_of(key, value, RUNNERS)
         elif name == "log_level":
@@ -156,9 +159,10 @@ def _duration(key: str, value: object, *, zero: bool) -> timedelta:
     return value
 
 
-def _whole(key: str, value: object, *, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{SETTING}[{key!r}] should be a whole number from {least} up, not {value!r}.")
+def _whole(key: str, value: object, *, least: int, most: int | None = None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        upto = "up" if most is None else f"to {most}"
+        raise ConfigurationError(f"{SETTING}[{key!r}] should be a whole number from {least} {upto}, not {value!r}.")
     return value
 
 

@@ -52,6 +52,8 @@ def test_none_means_the_default() -> None:
         ({"MIN_BREAK": timedelta(seconds=-1)}, "zero or longer"),
         ({"MAX_CONCURRENCY": 0}, "a whole number from 1 up"),
         ({"MAX_CONCURRENCY": True}, "a whole number from 1 up"),
+        ({"HISTORY_DAYS": 1_000_000}, "'HISTORY_DAYS'] should be a whole number from 0 to 36500, not 1000000."),
+        ({"HISTORY_RUNS": -1}, "a whole number from 0 up"),
         ({"HOUSEKEEPING": "no"}, "should be True or False, not 'no'"),
         ({"HOUSEKEEPING": 0}, "should be True or False, not 0"),
         ({"HOUSEKEEPIN": True}, "Did you mean 'HOUSEKEEPING'?"),

@@ -242,6 +242,18 @@ def test_the_settings_say_how_long_unless_the_command_does(settings: Any) -> Non
     assert operate.prune(days=3).histories[0].old_runs == 1
 
 
+def test_history_can_be_kept_for_a_hundred_years_and_for_longer_is_refused(
+    settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a thousand years ago no date is known, and housekeeping would fail each day."""
+    settings.MULTISERVER_SCHEDULE = {"HISTORY_DAYS": 36_500}
+    pruning.housekeep()
+    call_command("schedule", "prune", "--days", "36500", stdout=StringIO())
+    with pytest.raises(SystemExit, match="2"):
+        call_command("schedule", "prune", "--days", "1000000")
+    assert "argument --days: 1000000 is too large: write 36500 or less" in capsys.readouterr().err
+
+
 def test_a_store_that_is_away_keeps_no_other_from_being_pruned(settings: Any) -> None:
     settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "LOCKS": {"cache": AWAY}}
     seen("old9", timezone.now() - 40 * DAY)

@@ -89,8 +89,8 @@ def _nearest(name: str, known: Collection[str]) -> str:
     return f"{f' Did you mean {close[0]!r}?' if close else ''} Verbs are: {', '.join(known)}."
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads a whole number from an argument, and refuses one that is too small."""
+def at_least(least: int, *, most: int | None = None) -> Callable[[str], int]:
+    """Return what reads a whole number from an argument, and refuses one that is too small, or too large."""
 
     def number(text: str) -> int:
         try:
@@ -99,6 +99,8 @@ def at_least(least: int) -> Callable[[str], int]:
             raise ArgumentTypeError(f"{text!r} is not a whole number") from None
         if found < least:
             raise ArgumentTypeError(f"{found} is too small: write {least} or more")
+        if most is not None and found > most:
+            raise ArgumentTypeError(f"{found} is too large: write {most} or less")
         return found
 
     return number

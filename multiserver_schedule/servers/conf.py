@@ -77,8 +77,9 @@ def load() -> Settings:
                 raise FleetError(f"{SETTING}['ORPHANS'] should be 'delete' or 'report', not {value!r}.")
             values["orphans"] = value
         elif key == "PRUNE_DAYS":
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise FleetError(f"{SETTING}['PRUNE_DAYS'] should be a whole number from 0 up, not {value!r}.")
+            most = schedule_conf.MOST_DAYS
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+                raise FleetError(f"{SETTING}['PRUNE_DAYS'] should be a whole number from 0 to {most}, not {value!r}.")
             values["prune_days"] = value
         else:
             if not isinstance(value, timedelta) or value <= timedelta(0):

@@ -327,6 +327,14 @@ def test_prune_says_what_it_forgot_or_would() -> None:
     assert call("prune", "--dry-run") == ("would forget 1 deleted server and 0 decisions\n", "", 0)
     assert call("prune", "--days", "9")[0] == "forgot 0 deleted servers and 0 decisions\n"
     assert json.loads(call("prune", "--json")[0])["servers"] == 1
+
+
+def test_more_days_than_a_date_can_go_back_are_refused(settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("prune", "--days", "36500")[2] == 0
+    assert call("prune", "--days", "1000000")[2] == 2
+    assert "argument --days: 1000000 is too large: write 36500 or less" in capsys.readouterr().err
+    settings.MULTISERVER_SCHEDULE_SERVERS = {"PRUNE_DAYS": 1_000_000}
+    assert refused("list")[0].endswith("['PRUNE_DAYS'] should be a whole number from 0 to 36500, not 1000000.")
     assert not ledger.servers().exists()
 
 

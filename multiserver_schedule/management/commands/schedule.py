@@ -85,7 +85,12 @@ class Command(VerbCommand):
         backfill.add_argument("--dry-run", action="store_true", help="only say which due times that would be")
 
         prune = verb("prune", "delete history that is older than it is kept, and rows of servers long gone")
-        prune.add_argument("--days", type=at_least(0), metavar="N", help="keep so many days (default: HISTORY_DAYS)")
+        prune.add_argument(
+            "--days",
+            type=at_least(0, most=conf.MOST_DAYS),
+            metavar="N",
+            help="keep so many days (default: HISTORY_DAYS)",
+        )
         prune.add_argument(
             "--runs", type=at_least(0), metavar="N", help="keep so many successes of a task (default: HISTORY_RUNS)"
         )

@@ -56,7 +56,12 @@ class Command(VerbCommand):
             verb(name, help).add_argument("names", nargs="+", metavar="NAME", help="as `servers list` shows it")
 
         prune = verb("prune", "forget servers that have been deleted for long, and old decisions")
-        prune.add_argument("--days", type=at_least(0), metavar="N", help="keep so many days (default: PRUNE_DAYS)")
+        prune.add_argument(
+            "--days",
+            type=at_least(0, most=schedule_conf.MOST_DAYS),
+            metavar="N",
+            help="keep so many days (default: PRUNE_DAYS)",
+        )
         prune.add_argument("--dry-run", action="store_true", help="only say what would go")
 
     def handle(self, *args: Any, **options: Any) -> None:
