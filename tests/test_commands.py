@@ -676,6 +676,33 @@ def test_an_unknown_verb_gets_the_nearest_one_and_all_of_them(verb: str, nearest
         assert str(refused.value) == f"Error: Unknown verb {verb!r}.{nearest} Verbs are: {', '.join(VERBS)}."
 
 
+@pytest.mark.parametrize("command", ["schedule", "servers"])
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ("--settings=shop.settings", "settings", "shop.settings"),
+        ("--pythonpath=/srv/shop", "pythonpath", "/srv/shop"),
+        ("--traceback", "traceback", True),
+        ("--no-color", "no_color", True),
+        ("--force-color", "force_color", True),
+        ("--verbosity=2", "verbosity", 2),
+    ],
+)
+def test_djangos_own_options_are_taken_after_the_verb_as_before_it(
+    command: str, option: str, field: str, value: Any
+) -> None:
+    app = "multiserver_schedule" if command == "schedule" else "multiserver_schedule.servers"
+    parser = load_command_class(app, command).create_parser("manage.py", command)
+    before, after = parser.parse_args([option, "list", "--json"]), parser.parse_args(["list", option, "--json"])
+    assert (vars(before), getattr(after, field)) == (vars(after), value)
+
+
+def test_a_traceback_that_is_asked_for_after_the_verb_is_shown() -> None:
+    command = load_command_class("multiserver_schedule", "schedule")
+    with pytest.raises(CommandError, match="No task is named"):
+        command.run_from_argv(["manage.py", "schedule", "explain", "a.nowhere", "--traceback"])
+
+
 def test_no_verb_at_all_is_told_so() -> None:
     with pytest.raises(CommandError) as refused:
         call_command("schedule")

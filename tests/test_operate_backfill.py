@@ -129,6 +129,7 @@ def test_times_are_those_of_the_tasks_zone_unless_they_have_an_offset() -> None:
     assert read("2026-07-01T03:00", "Europe/Berlin") == datetime(2026, 7, 1, 1, tzinfo=UTC)
     assert read("2026-07-01 03:00:05", "Europe/Berlin") == datetime(2026, 7, 1, 1, 0, 5, tzinfo=UTC)
     assert read("2026-07-01T03:00Z", "Europe/Berlin") == datetime(2026, 7, 1, 3, tzinfo=UTC)
+    assert read("2026-07-01T03z", "Europe/Berlin") == datetime(2026, 7, 1, 3, tzinfo=UTC)
     assert read("2026-07-01T03:00+05:30", "Europe/Berlin") == datetime(2026, 6, 30, 21, 30, tzinfo=UTC)
     # An hour that comes twice is meant whole.
     assert read("2026-10-25T02:30", "Europe/Berlin") == datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
@@ -158,6 +159,17 @@ def test_until_is_now_where_it_is_not_said_and_a_day_that_has_begun_is_in_order(
         (("a.hourly", "yesterday"), "--from 'yesterday' is not a time. Write 2026-11-20, 2026-11-20T03:00 (in UTC) or"),
         (("a.hourly", "2026-02-30"), "--from '2026-02-30' is not a time."),
         (("a.hourly", "2026-01-01", "12"), "--to '12' is not a time."),
+        # Midnight to Python 3.11, and no date at all to an older one.
+        (("a.hourly", "20260101", "2026-01-02"), "--from '20260101' is not a time. Write 2026-11-20, "),
+        (("a.hourly", "2026-01-01", "20260102"), "--to '20260102' is not a time. Write 2026-11-20, "),
+        (("a.hourly", "2026-01-01", "2026-W01-5"), "--to '2026-W01-5' is not a time."),
+        (("a.hourly", "2026-01-01", "2026-01-02T0300"), "--to '2026-01-02T0300' is not a time."),
+        # East of UTC, its year is not there at all.
+        (("a.hourly", "0001-01-01"), "--from 0001-01-01 is out of reach. Write a time from 1900 on, until now."),
+        (("a.hourly", "0001-01-01T00:00+01:00"), "--from 0001-01-01T00:00+01:00 is out of reach. Write a time from"),
+        (("a.hourly", "1899-12-31"), "--from 1899-12-31 is out of reach."),
+        (("a.hourly", "1900-01-01"), "a.hourly was due "),
+        (("a.hourly", "2026-01-01", "9999-12-31T23:00-05:00"), "--to 9999-12-31T23:00-05:00 is out of reach."),
         (("a.hurly", "2026-01-01"), "No task is named 'a.hurly'. Did you mean a.hourly?"),
         (("a.hourly@web2", "2026-01-01"), "No task is named 'a.hourly@web2'. Did you mean a.hourly?"),
         (("a.here@web2", "2026-01-01"), "A backfill runs where it is called, and this is web1. Call it on web2."),

@@ -25,7 +25,6 @@ class Verb(ArgumentParser):
         options.setdefault("epilog", STATUSES)
         options.setdefault("formatter_class", RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
-        # Django's own is understood before the verb alone.
         self.add_argument(
             "-v",
             "--verbosity",
@@ -36,6 +35,18 @@ class Verb(ArgumentParser):
             help="0 says nothing of what went well, 2 says more (default: 1)",
         )
         self.add_argument("--json", action="store_true", help="machine-readable: times in UTC, spans in seconds")
+        # The command's parser understands these, and -v, before the verb alone. What is not given here is not set here.
+        django = self.add_argument_group("Django's own")
+        django.add_argument("--settings", default=SUPPRESS, metavar="MODULE", help="instead of DJANGO_SETTINGS_MODULE")
+        django.add_argument(
+            "--pythonpath", default=SUPPRESS, metavar="FOLDER", help="where modules are looked for, too"
+        )
+        for option, help in (
+            ("--traceback", "of an error, show where it was raised"),
+            ("--no-color", "no colours in what is printed"),
+            ("--force-color", "colours, also where it is no terminal"),
+        ):
+            django.add_argument(option, action="store_true", default=SUPPRESS, help=help)
 
 
 class VerbCommand(BaseCommand):

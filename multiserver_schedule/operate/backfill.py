@@ -19,6 +19,10 @@ from .stores import Misused, Refused, declared, reached, unknown
 
 MOST: Final = 10_000
 """Due times that are made up for at once, unless all are asked for."""
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
+_TIME: Final = re.compile(_DATE.pattern + r"[T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?([+-]\d\d:\d\d(:\d\d)?)?")
+_EARLIEST: Final = 1900
+"""The first year of which due times are told; of much earlier ones not all zones have the time."""
 _SECOND: Final = timedelta(seconds=1)
 _COUNTS: Final = ("schedule", "catch_up", "backfill")
 """The triggers whose success means that a due time has run."""
@@ -94,13 +98,17 @@ def read_time(text: str, zone: str, *, end: bool = False) -> datetime:
     """
     Return the moment that somebody wrote: a date, or a date and a time, in this zone unless it has an offset.
 
-    A date alone is its first moment, or with ``end`` its last second. Raises ValueError where it is neither.
+    A date alone is its first moment, or with ``end`` its last second. Raises ValueError where it is neither, and
+    OverflowError where it is in no year that there is in UTC.
     """
-    text = text.strip()
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+    text = re.sub(r"[zZ]$", "+00:00", text.strip())
+    if _DATE.fullmatch(text):
         moment = datetime.combine(date.fromisoformat(text), time(23, 59, 59) if end else time())
+    elif _TIME.fullmatch(text):
+        moment = datetime.fromisoformat(text)
     else:
-        moment = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
+        # Newer Pythons read more forms, among them dates such as 20261120, which would be midnight at the end, too.
+        raise ValueError(text)
     if moment.tzinfo is None:
         # Of an hour that comes twice: all of it.
         moment = moment.replace(tzinfo=ZoneInfo(zone), fold=1 if end else 0)
@@ -260,13 +268,19 @@ def _after_so_many(task: ScheduledTask, first: datetime, last: datetime) -> date
 
 
 def _moment(option: str, text: str, zone: str, *, end: bool = False) -> datetime:
+    moment: datetime | None = None
     try:
-        return read_time(text, zone, end=end)
+        moment = read_time(text, zone, end=end)
+    except OverflowError:
+        pass
     except ValueError:
         raise Misused(
             f"{option} {text!r} is not a time. Write 2026-11-20, 2026-11-20T03:00 (in {zone}) or "
             "2026-11-20T03:00+01:00."
         ) from None
+    if moment is None or moment.year < _EARLIEST:
+        raise Misused(f"{option} {text} is out of reach. Write a time from {_EARLIEST} on, until now.")
+    return moment
 
 
 def _local(moment: datetime, zone: str) -> str:
