@@ -91,7 +91,7 @@ def run_once(
     found = found or discover()
     tasks = registry.tasks
     teller = tell(verbosity, stdout, news=1 if trigger is None else 2)
-    if all(task.is_housekeeping for task in tasks.values()):
+    if trigger is None and all(task.is_housekeeping for task in tasks.values()):
         teller({"kind": "note", "text": nothing_declared(found)})
         return Pass()
     with _composed(settings, tasks, teller, inline=inline) as keeper:

@@ -331,6 +331,16 @@ def test_a_project_whose_only_tasks_are_those_of_its_worker_servers_has_tasks(ho
     assert errors.getvalue() == ""
 
 
+def test_it_runs_by_hand_where_a_project_declares_nothing(housekeeping: ScheduledTask, settings: Any) -> None:
+    settings.ROOT_URLCONF = "tests.urls"
+    settings.MULTISERVER_SCHEDULE = {"RUNNER": "inline"}
+    said = StringIO()
+    call_command("schedule", "trigger", housekeeping.name, stdout=said)
+    assert f"{housekeeping.name} succeeded" in said.getvalue()
+    assert "No task is declared" not in said.getvalue()
+    assert [(run.task, run.trigger) for run in ScheduledRun.objects.all()] == [(housekeeping.name, "manual")]
+
+
 def test_what_is_registered_does_not_count_ours(housekeeping: ScheduledTask) -> None:
     said = StringIO()
     teller = Teller(tasks=lambda: registry.tasks, stdout=said)
