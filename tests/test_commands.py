@@ -127,6 +127,46 @@ def test_a_manual_run_of_a_task_that_is_running_says_who_holds_it() -> None:
     assert "shop.digest was not started: held by web9 since" in said
 
 
+def test_a_row_of_this_server_is_named_as_the_list_shows_it_by_each_verb() -> None:
+    call("runschedule", "--inline")
+    assert "shop.here@web1\n" in call("schedule", "list")[0]
+    said, status = call("schedule", "trigger", "shop.here@web1")
+    assert (status, "shop.here@web1 succeeded" in said) == (0, True)
+    told = json.loads(call("schedule", "trigger", "shop.here@web1", "--json")[0])
+    assert (told["name"], told["status"]) == ("shop.here@web1", "succeeded")
+    said, status = call("schedule", "trigger", "shop.here@web1", "--no-wait")
+    assert (status, said.startswith("shop.here@web1: asked for")) == (0, True)
+    assert call("schedule", "explain", "shop.here@web1")[0].startswith("shop.here@web1\n")
+    assert call("schedule", "backfill", "shop.here@web1", f"--from={timezone.now():%Y-%m-%d}", "--dry-run")[1] == 0
+
+
+def test_a_manual_run_of_another_servers_row_says_where_to_call_it() -> None:
+    with pytest.raises(CommandError) as refused:
+        call("schedule", "trigger", "shop.here@web2")
+    assert str(refused.value) == (
+        "`schedule trigger` runs where it is called, and this is web1. "
+        "Call it on web2, or add --no-wait to have it run there."
+    )
+    with pytest.raises(CommandError, match=r"No task is named 'shop.digest@web1'. Did you mean shop.digest\?"):
+        call("schedule", "trigger", "shop.digest@web1")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trigger"], ["trigger", "--no-wait"], ["backfill", "--from=2026-01-01"]], ids=" ".join
+)
+@pytest.mark.parametrize("name", ["gone.task", "gone.here", "gone.here@web1", "shop.digest@web1"])
+def test_what_a_lock_has_and_nobody_declares_any_more_is_said_not_to_be_declared(
+    arguments: list[str], name: str
+) -> None:
+    now = timezone.now()
+    for row in ("gone.task", "gone.here@web1", "shop.digest@web1"):
+        ScheduledLock.objects.create(task=row, last_due_at=now, schedule_since=now, not_before=now)
+    with pytest.raises(CommandError) as refused:
+        call("schedule", arguments[0], name, *arguments[1:])
+    said = f"{name} is not declared in this version of the project: no server would know what to run."
+    assert (str(refused.value), refused.value.returncode) == (said, 1)
+
+
 def test_an_unknown_name_gets_the_nearest_known_one() -> None:
     with pytest.raises(CommandError, match=r"No task is named 'shop.digset'. Did you mean shop.digest\?"):
         call_command("schedule", "trigger", "shop.digset")

@@ -173,6 +173,7 @@ def test_until_is_now_where_it_is_not_said_and_a_day_that_has_begun_is_in_order(
         (("a.hurly", "2026-01-01"), "No task is named 'a.hurly'. Did you mean a.hourly?"),
         (("a.hourly@web2", "2026-01-01"), "No task is named 'a.hourly@web2'. Did you mean a.hourly?"),
         (("a.here@web2", "2026-01-01"), "A backfill runs where it is called, and this is web1. Call it on web2."),
+        (("a.here@", "2026-01-01"), "A backfill runs where it is called, and this is web1."),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: tuple[str, ...], said: str) -> None:
@@ -339,6 +340,12 @@ def test_a_failure_ends_it_with_status_1_and_says_how_to_go_on() -> None:
     assert wrong.startswith("To go on: manage.py schedule backfill a.broken --from ")
     said, _, status = call("a.broken", "--from", text(hours_ago(3)), "--to", text(hours_ago(1)), "--keep-going")
     assert (status, "0 succeeded, 3 failed, 0 left" in said) == (1, True)
+
+
+def test_a_row_of_this_server_is_named_as_the_list_shows_it() -> None:
+    said, _, status = call("a.here@web1", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)))
+    assert (status, said.splitlines()[-1]) == (0, "2 succeeded, 0 left")
+    assert set(ScheduledRun.objects.values_list("task", flat=True)) == {"a.here@web1"}
 
 
 def test_a_dry_run_runs_nothing() -> None:

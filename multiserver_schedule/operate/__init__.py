@@ -23,8 +23,8 @@ from .explanation import ClockChange, Explanation, explain
 from .holders import Holder, Released, UnlockRefused, holder, unlock
 from .listing import ByHand, Coming, Everything, Listing, Overview, last_by_hand, overview, timeline
 from .pruning import Pruning, prune
-from .steer import Steered, Wanted, interrupt, pause, resume, want
-from .stores import Misused, Refused, nearest, sound
+from .steer import Steered, Wanted, interrupt, pause, resume, to_trigger, want
+from .stores import Misused, Refused, sound
 
 __all__ = [
     "ByHand",
@@ -56,7 +56,6 @@ __all__ = [
     "holder",
     "interrupt",
     "last_by_hand",
-    "nearest",
     "overview",
     "pause",
     "prune",
@@ -64,6 +63,7 @@ __all__ = [
     "set_clock_right",
     "sound",
     "timeline",
+    "to_trigger",
     "unlock",
     "want",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from typing import Final, Literal, Protocol
@@ -15,7 +15,8 @@ from .. import conf
 from ..entries import ScheduledTask
 from ..models import ScheduledRun
 from .explanation import zone_of
-from .stores import Misused, Refused, declared, reached, unknown
+from .steer import task_here
+from .stores import Misused, Refused, declared, reached
 
 MOST: Final = 10_000
 """Due times that are made up for at once, unless all are asked for."""
@@ -124,8 +125,7 @@ def find_gap(name: str, since: str, until: str = "", *, everything: bool = False
     than what the history knows.
     """
     settings = conf.load()
-    tasks = declared()
-    task = _task(name, tasks, settings)
+    task = task_here(name, declared(), settings, what="A backfill")
     zone = zone_of(task) or settings.time_zone
     row = task.row_name(settings.server_name)
     with reached(settings, task.lock) as lock:
@@ -226,16 +226,6 @@ def fill(
                 return
             break
     progress.next_due_at = None
-
-
-def _task(name: str, tasks: Mapping[str, ScheduledTask], settings: conf.Settings) -> ScheduledTask:
-    bare, at, server = name.partition("@")
-    task = tasks.get(bare)
-    if task is None or bool(at) > task.on_every_server:
-        raise Refused(unknown(name, tasks))
-    if at and server != settings.server_name:
-        raise Refused(f"A backfill runs where it is called, and this is {settings.server_name}. Call it on {server}.")
-    return task
 
 
 def _horizon(row: str, using: str, settings: conf.Settings, now: datetime) -> datetime:

@@ -156,7 +156,7 @@ def want(name: str, *, lock: str = "") -> Wanted:
     if task_of(rows[0].task, tasks) is None:
         if wrong := all_unreadable(read):
             raise Refused(f"{name} is not declared in what can be read: {wrong}")
-        raise Refused(f"{name} is not declared in this version of the project: no server would know what to run.")
+        raise Refused(_not_declared(name))
     with reached(settings, alias) as store:
         everything = everything_paused(store)
         at = store.want(row_name) if everything is None else None
@@ -164,6 +164,40 @@ def want(name: str, *, lock: str = "") -> Wanted:
             because = everything or next((row for row in store.rows([row_name]) if row.paused), None)
             raise Refused(_why_not(row_name, alias, because))
     return Wanted(row_name, alias, at)
+
+
+def to_trigger(name: str) -> ScheduledTask:
+    """
+    Return the task of this name, or of this server's row, that a run by hand is of.
+
+    Raises Refused where it is unknown, of another server, or where a schedule.py is broken.
+    """
+    or_else = ", or add --no-wait to have it run there"
+    return task_here(name, registry.tasks, conf.load(), what="`schedule trigger`", or_else=or_else)
+
+
+def task_here(
+    name: str, tasks: Mapping[str, ScheduledTask], settings: conf.Settings, *, what: str, or_else: str = ""
+) -> ScheduledTask:
+    """
+    Return the task that is named by its name, or by that of its row on this server: ``what`` runs it here.
+
+    Raises Refused where nobody knows it, where this version does not declare it any more, and where the row is another
+    server's: then it says ``or_else``, too.
+    """
+    task = task_of(name, tasks) or tasks.get(name)
+    if task is None:
+        _rows_of([name], settings, "", tasks)
+        raise Refused(_not_declared(name))
+    _, at, server = name.partition("@")
+    if at and server != settings.server_name:
+        where = f"{what} runs where it is called, and this is {settings.server_name}"
+        raise Refused(f"{where}. Call it on {server}{or_else}.")
+    return task
+
+
+def _not_declared(name: str) -> str:
+    return f"{name} is not declared in this version of the project: no server would know what to run."
 
 
 def _why_not(name: str, alias: str, because: Any) -> str:

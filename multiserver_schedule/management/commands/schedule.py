@@ -157,11 +157,10 @@ class Command(VerbCommand):
                 self.stdout.write(f"{wanted.name}: asked for; the next service or pass that looks runs it")
             return
         found = operate.sound()
-        if name not in registry.tasks:
-            raise CommandError(f"No task is named {name!r}.{operate.nearest(name, registry.tasks)}")
-        done = service.run_once(verbosity=0 if json else verbosity, stdout=self._out, trigger=name, found=found)
+        task = operate.to_trigger(name).name
+        done = service.run_once(verbosity=0 if json else verbosity, stdout=self._out, trigger=task, found=found)
         if json:
-            self._json(operate.last_by_hand(name) if done.claimed else {"name": name, "status": "not started"})
+            self._json(operate.last_by_hand(task) if done.claimed else {"name": name, "status": "not started"})
         if done.status:
             sys.exit(done.status)
 
