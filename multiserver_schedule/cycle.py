@@ -54,6 +54,8 @@ class Running:
     lost: bool = False
     cancelled: bool = False
     """Has it been told to end, for a newer due time?"""
+    outcome: Outcome | None = None
+    """How it went, once that is recorded and its lock is free, or nobody can do that any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,13 @@ class Finished:
     cleanup: CleanupReason | None = None
     """Why freeing its lock is a clean-up, and leaves the trace of one; None where the run ended by itself."""
     retry_in: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """A run that somebody asked for, and that was not started."""
+
+    why: str
 
 
 @dataclass(slots=True)
@@ -326,11 +335,11 @@ class Cycle:
 
     def by_hand(
         self, store: Store, task: ScheduledTask, *, due_at: datetime | None = None, now: datetime | None = None
-    ) -> Occurrence | str:
+    ) -> Running | NotStarted:
         """
         Start one run that somebody asked for: of this due time again (a backfill), or now.
 
-        Return what is being run, or why nothing was started.
+        Return what runs, or why nothing was started.
         """
         server = self.settings.server_name
         looked = boot_time()
@@ -339,13 +348,17 @@ class Cycle:
             self._reap(store, now)
         rows = store.lock.rows([task.row_name(server)])
         if not rows:
-            return "its row is gone from the lock's table; restore it from a backup, or rename the task"
+            return NotStarted("its row is gone from the lock's table; restore it from a backup, or rename the task")
         wanted = manual(task, rows[0], look.now, self.policy)
         if due_at is not None:
             wanted = dataclasses.replace(wanted, due_at=due_at, trigger="backfill")
         claims = self._take_up(store, [wanted], lambda at: looked + (at - look.now).total_seconds(), now)
-        mine = next((claim for claim in claims if claim.occurrence.due_at == wanted.due_at), None)
-        return mine.occurrence if mine is not None else _why_not(store.lock.rows([wanted.row])[0])
+        mine = next((claim.owner for claim in claims if claim.occurrence.due_at == wanted.due_at), None)
+        if mine is not None:
+            # One that came too late to be started has ended by now.
+            held = [*self.running.values(), *(finished.running for finished in self.unrecorded)]
+            return next(running for running in held if running.claim.owner == mine)
+        return _why_not(store.lock.rows([wanted.row])[0])
 
     def _take_up(
         self, store: Store, offered: Sequence[Occurrence], when: Callable[[datetime], float], now: datetime | None
@@ -647,7 +660,8 @@ class Cycle:
                 self.failures += 1
             reason = f"it {outcome.status.replace('_', ' ')}, but its lease was lost"
             outcome, told = dataclasses.replace(outcome, status="lost", reason=reason), False
-        elif not outcome.started:
+        running.outcome = outcome
+        if not (lost or outcome.started):
             self.tell("skipped", about=about, reason="filtered")
             return
         self.tell(
@@ -700,15 +714,16 @@ def _retry_in(running: Running, outcome: Outcome, cleanup: CleanupReason | None)
     return None
 
 
-def _why_not(row: Row) -> str:
+def _why_not(row: Row) -> NotStarted:
     """Say why a run that somebody asked for was not started."""
     if row.owner is not None:
-        return f"held by {row.server} since {row.acquired_at:%Y-%m-%d %H:%M:%SZ}"
+        return NotStarted(f"held by {row.server} since {row.acquired_at:%Y-%m-%d %H:%M:%SZ}")
     if row.moved_from:
-        return f"its last run in the lock {row.moved_from!r} has not ended"
+        return NotStarted(f"its last run in the lock {row.moved_from!r} has not ended")
     if row.moved_to:
-        return f"it is in the lock {row.moved_to!r} now"
-    return f"its lock's store is new or has lost data, and lets nobody start before {row.not_before:%Y-%m-%d %H:%M:%SZ}"
+        return NotStarted(f"it is in the lock {row.moved_to!r} now")
+    until = f"{row.not_before:%Y-%m-%d %H:%M:%SZ}"
+    return NotStarted(f"its lock's store is new or has lost data, and lets nobody start before {until}")
 
 
 def _is_at_rest(row: Row, now: datetime) -> bool:

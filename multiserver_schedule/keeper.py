@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from django.core.cache import caches
 from django.db import connections, reset_queries
 
 from . import conf, logs
-from .cycle import AHEAD, Cycle, Running, Step, Store
+from .cycle import AHEAD, Cycle, NotStarted, Running, Step, Store
 from .due import is_meant_for
-from .entries import ScheduledTask
+from .entries import Outcome, ScheduledTask
 from .exceptions import StoreTimeout, UnsafeTransaction
 from .faults import point
 from .notify import Notifier
@@ -176,25 +176,24 @@ class Keeper:
             done.status = 1
         return done
 
-    def by_hand(self, task: ScheduledTask, *, due_at: datetime | None = None) -> tuple[bool, str]:
+    def by_hand(self, task: ScheduledTask, *, due_at: datetime | None = None) -> Outcome | NotStarted | None:
         """
         Run one task now under its lock, or one of its due times again, and wait for it.
 
-        Return whether it ran well, and why it was not started where it was not.
+        Return how that very run went, whatever became of others; why it was not started where it was not; None where
+        its end could not be recorded.
         """
-        failures = self.cycle.failures
         store = next(each for each in self.cycle.stores if task.name in each.declared.tasks)
         with self._store_call(store):
             started = self.cycle.by_hand(store, task, due_at=due_at)
-        if isinstance(started, str):
-            return False, started
+        if isinstance(started, NotStarted):
+            return started
         while (self.cycle.running or self.cycle.unrecorded) and not self.stopping:
             self._attend()
             self._wait(None)
         if self.stopping:
             self._end_all()
-        left = self.cycle.running or self.cycle.unrecorded
-        return not (self.broken or left or self.cycle.failures > failures), ""
+        return None if store.history.unwritten() and self._flush(store) else started.outcome
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
@@ -560,14 +559,17 @@ class Keeper:
     def write_history(self) -> None:
         """Write what has not been written of any history, at the end; say what is not recorded then."""
         for store in self.cycle.stores:
-            try:
-                with self.watchdog.watch([store.history], self.left(HISTORY_GRACE, 1.0)):
-                    left = store.history.flush()
-            except Exception as error:  # never worth more than the pass itself
-                self.cycle.tell("trouble", doing="writing the history", error=f"{type(error).__name__}: {error}")
-                left = store.history.unwritten()
-            for line in left:
+            for line in self._flush(store):
                 self.cycle.tell("unrecorded", **line)
+
+    def _flush(self, store: Store) -> list[dict[str, Any]]:
+        """Write what has not been written of one history; return what is not recorded then."""
+        try:
+            with self.watchdog.watch([store.history], self.left(HISTORY_GRACE, 1.0)):
+                return store.history.flush()
+        except Exception as error:  # never worth more than the pass itself
+            self.cycle.tell("trouble", doing="writing the history", error=f"{type(error).__name__}: {error}")
+            return store.history.unwritten()
 
 
 def close_connections() -> None:

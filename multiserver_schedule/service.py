@@ -21,7 +21,7 @@ from typing import Any, Final, TextIO
 from django.utils.module_loading import import_string
 
 from . import conf, logs
-from .cycle import Cycle, Store
+from .cycle import Cycle, NotStarted, Store
 from .declare import Discovered, discover, registry, verify
 from .due import Policy, is_meant_for
 from .entries import ScheduledTask
@@ -98,10 +98,14 @@ def run_once(
         if trigger is None:
             done = keeper.one_pass()
         else:
-            went_well, why_not = keeper.by_hand(tasks[trigger])
-            done = Pass(status=0 if went_well else 1, claimed=0 if why_not else 1)
-            if why_not:
-                keeper.cycle.tell("note", text=f"{trigger} was not started: {why_not}.")
+            ran = keeper.by_hand(tasks[trigger])
+            if isinstance(ran, NotStarted):
+                done = Pass(status=1)
+                keeper.cycle.tell("note", text=f"{trigger} was not started: {ran.why}.")
+            else:
+                # A run whose own conditions say no has done what it should.
+                went_well = ran is not None and ran.status in ("succeeded", "skipped")
+                done = Pass(status=0 if went_well else 1, claimed=1)
         keeper.write_history()
     return done
 

@@ -20,13 +20,17 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 from django.utils import timezone as clock
 
-from multiserver_schedule import operate, schedule
+from multiserver_schedule import current_run, operate, schedule
 from multiserver_schedule.declare import registry
 from multiserver_schedule.entries import ScheduledTask
+from multiserver_schedule.history import History
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import ScheduledLock, ScheduledRun
 from multiserver_schedule.operate import backfill
 from multiserver_schedule.operate.backfill import Gap, Progress, Tried
+
+from .caches import CacheStore
+from .test_operate import IN_CACHE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -253,6 +257,14 @@ def test_after_a_failure_it_goes_on_where_one_says_so() -> None:
     assert (progress.done, progress.failed, progress.next_due_at) == (4, [hours_ago(4)], None)
 
 
+def test_where_the_tasks_own_conditions_say_no_it_goes_on() -> None:
+    steps, progress = fill(gap(), Hand(Tried(False, filtered=True, stopped=True)))
+    assert (steps, progress.next_due_at, progress.stopped) == (["skipped"], hours_ago(4), True)
+    steps, progress = fill(gap(), Hand(Tried(True), Tried(False, filtered=True)))
+    assert steps == ["succeeded", "skipped", "succeeded", "succeeded", "succeeded"]
+    assert (progress.done, progress.skipped, progress.failed, progress.again) == (4, 1, [], "")
+
+
 def test_another_run_that_holds_the_lock_is_waited_for_and_said_once() -> None:
     held = Tried(False, "held by web9 since 03:00")
     hand = Hand(held, held, held)
@@ -342,6 +354,91 @@ def test_a_failure_ends_it_with_status_1_and_says_how_to_go_on() -> None:
     assert (status, "0 succeeded, 3 failed, 0 left" in said) == (1, True)
 
 
+def test_what_the_tasks_own_conditions_refuse_is_skipped_and_neither_a_success_nor_a_failure() -> None:
+    schedule.call("time.sleep", 0).hourly().when("tests.shop.work.no").name("a.refused")
+    when = ["a.refused", "--from", text(hours_ago(3)), "--to", text(hours_ago(1))]
+    said, wrong, status = call(*when)
+    assert (status, wrong) == (0, "")
+    assert re.fullmatch(r"1/3 [\d-]+ [\d:]+ skipped: its own conditions said no", said.splitlines()[1])
+    assert said.splitlines()[-1] == "0 succeeded, 3 skipped, 0 left"
+    assert set(ScheduledRun.objects.values_list("task", "status")) == {("a.refused", "skipped")}
+    told = json.loads(call(*when, "--json")[0])
+    assert (told["succeeded"], told["skipped"], told["failed"], told["again"]) == (0, 3, [], "")
+
+
+def is_cancelled() -> None:
+    """Have a newer due time go before this run, and wait for the end."""
+    run = current_run()
+    assert run is not None
+    ScheduledLock.objects.filter(task=run.name).update(cancelled_at=clock.now())
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        run.check()
+        time.sleep(0.05)
+
+
+def test_a_run_that_is_cancelled_for_a_newer_due_time_is_no_success(settings: Any) -> None:
+    settings.MULTISERVER_SCHEDULE |= {"LEASE": timedelta(seconds=3), "HEARTBEAT": timedelta(seconds=0.2)}
+    schedule.call("tests.test_operate_backfill.is_cancelled").hourly().overlap("cancel_other").name("a.cancelled")
+    said, wrong, status = call("a.cancelled", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)))
+    assert [run.status for run in ScheduledRun.objects.all()] == ["cancelled"]
+    assert status == 1
+    assert re.search(r"^1/2 [\d-]+ [\d:]+ failed: cancelled, a newer due time went before it$", said, re.M), said
+    assert said.splitlines()[-1] == "0 succeeded, 1 failed, 1 left"
+    assert f"--from {text(hours_ago(2))}" in wrong
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_due_time_its_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = ORMLock.release
+    calls: list[int] = []
+
+    def away_at_first(lock: ORMLock, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= 3:
+            raise OperationalError("the server closed the connection")
+        return release(lock, *args, **kwargs)
+
+    monkeypatch.setattr(ORMLock, "release", away_at_first)
+    said, _, status = call("a.hourly", "--from", text(hours_ago(3)), "--to", text(hours_ago(1)))
+    assert (status, said.splitlines()[-1]) == (0, "3 succeeded, 0 left")
+    assert [run.status for run in ScheduledRun.objects.all()] == ["succeeded"] * 3
+
+
+def test_a_run_whose_lease_was_over_before_its_end_could_be_recorded_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    def away(*args: Any, **kwargs: Any) -> Any:
+        raise OperationalError("the server closed the connection")
+
+    settings.MULTISERVER_SCHEDULE |= {"LEASE": timedelta(seconds=1), "HEARTBEAT": timedelta(seconds=0.3)}
+    monkeypatch.setattr(ORMLock, "release", away)
+    said, _, status = call("a.hourly", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)))
+    assert (status, said.splitlines()[-1]) == (1, "0 succeeded, 1 failed, 1 left")
+
+
+@pytest.mark.parametrize(("times", "left"), [(2, "2 succeeded, 0 left"), (1000, "0 succeeded, 1 failed, 1 left")])
+def test_with_a_lock_in_a_cache_a_run_is_a_success_once_the_database_has_taken_its_end(
+    times: int, left: str, cache_store: CacheStore, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = History.finished
+    calls: list[int] = []
+
+    def away_at_first(history: History, *args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) <= times:
+            raise OperationalError("the server closed the connection")
+        finished(history, *args, **kwargs)
+
+    # A cache that is new lets nobody start before a lease is over.
+    settings.MULTISERVER_SCHEDULE |= {"LEASE": timedelta(seconds=3), "HEARTBEAT": timedelta(seconds=1)}
+    settings.MULTISERVER_SCHEDULE |= {"LOCKS": {"cache": IN_CACHE}}
+    schedule.call("time.sleep", 0).hourly().lock_with("cache").name("a.cached")
+    monkeypatch.setattr(History, "finished", away_at_first)
+    said, _, status = call("a.cached", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)))
+    assert said.splitlines()[-1] == left
+    assert status == int("failed" in left)
+
+
 def test_a_row_of_this_server_is_named_as_the_list_shows_it() -> None:
     said, _, status = call("a.here@web1", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)))
     assert (status, said.splitlines()[-1]) == (0, "2 succeeded, 0 left")
@@ -364,6 +461,7 @@ def test_as_json_it_says_how_it_went() -> None:
             "have_run": 0,
             "succeeded": 2,
             "failed": [],
+            "skipped": 0,
             "elsewhere": 0,
             "next_due_at": None,
             "again": "",

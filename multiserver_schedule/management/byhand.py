@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TextIO
 
 from multiserver_schedule import service
+from multiserver_schedule.cycle import NotStarted
 from multiserver_schedule.entries import ScheduledTask
 from multiserver_schedule.keeper import Keeper
 from multiserver_schedule.operate.backfill import Tried
@@ -25,8 +26,13 @@ class ByHand:
         """Run it under the lock with the trigger "backfill", and wait for its end."""
         if self.keeper.stopping:
             return Tried(False, "it was told to stop", stopped=True)
-        succeeded, why_not = self.keeper.by_hand(task, due_at=due_at)
-        return Tried(succeeded, why_not, stopped=bool(self.keeper.stopping))
+        ran = self.keeper.by_hand(task, due_at=due_at)
+        stopped = bool(self.keeper.stopping)
+        if isinstance(ran, NotStarted):
+            return Tried(False, ran.why, stopped=stopped)
+        status = ran.status if ran is not None else "failed"
+        said = f"cancelled, {ran.reason}" if ran is not None and status == "cancelled" else ""
+        return Tried(status == "succeeded", filtered=status == "skipped", stopped=stopped, said=said)
 
     def wait(self, seconds: float) -> bool:
         """Sleep so long; tell whether it was told to stop."""

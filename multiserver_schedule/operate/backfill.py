@@ -45,6 +45,10 @@ class Tried:
     """Why nothing was started: who holds the lock. Then it may be tried again."""
     stopped: bool = False
     """Did somebody ask for the end meanwhile?"""
+    filtered: bool = False
+    """Did the task's own conditions say no? Then there was nothing to run, and the due time is dealt with."""
+    said: str = ""
+    """What is to be said of a failure at once: that the run was cancelled, and for what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,9 @@ class Progress:
     gap: Gap
     done: int = 0
     failed: list[datetime] = field(default_factory=list)
+    """Also those whose runs were cancelled."""
+    skipped: int = 0
+    """Due times at which the task's own conditions said no."""
     elsewhere: int = 0
     """Due times that somebody else has made up for meanwhile."""
     next_due_at: datetime | None = None
@@ -82,7 +89,7 @@ class Progress:
     @property
     def passed(self) -> int:
         """How many are behind it."""
-        return self.done + len(self.failed) + self.elsewhere
+        return self.done + len(self.failed) + self.skipped + self.elsewhere
 
     @property
     def again(self) -> str:
@@ -175,18 +182,19 @@ def find_gap(name: str, since: str, until: str = "", *, everything: bool = False
     )
 
 
-Phase = Literal["running", "waiting", "succeeded", "failed", "elsewhere"]
+Phase = Literal["running", "waiting", "succeeded", "failed", "skipped", "elsewhere"]
 
 
 def fill(
     gap: Gap, hand: Hand, *, keep_going: bool = False, wait: Callable[[float], bool], again_in: float = 2.0
 ) -> Iterator[tuple[Phase, datetime, str, Progress]]:
     """
-    Run each due time of a gap, oldest first; yield what happens, with a text (who is waited for) and how far it is.
+    Run each due time of a gap, oldest first; yield what happens, with a text (who is waited for, why it is no success)
+    and how far it is.
 
     While another run holds the lock, that is waited for: ``wait`` sleeps for so many seconds, and says whether it was
-    told to stop. The first failure is the end, unless ``keep_going``. What somebody else makes up for meanwhile is not
-    run twice.
+    told to stop. The first failure is the end, unless ``keep_going``; the task's own conditions saying no is none. What
+    somebody else makes up for meanwhile is not run twice.
     """
     progress = Progress(gap, next_due_at=gap.due[0] if gap.due else None)
     for number, due_at in enumerate(gap.due):
@@ -212,16 +220,20 @@ def fill(
                 return
             if tried.succeeded:
                 progress.done += 1
+            elif tried.filtered:
+                progress.skipped += 1
             elif not tried.stopped:
                 progress.failed.append(due_at)
             else:
                 progress.stopped = True
                 return
             following = gap.due[number + 1] if number + 1 < len(gap.due) else None
-            if tried.succeeded or keep_going:
+            goes_on = tried.succeeded or tried.filtered or keep_going
+            if goes_on:
                 progress.next_due_at = following
-            yield "succeeded" if tried.succeeded else "failed", due_at, "", progress
-            if tried.stopped or not (tried.succeeded or keep_going):
+            phase: Phase = "succeeded" if tried.succeeded else "skipped" if tried.filtered else "failed"
+            yield phase, due_at, tried.said, progress
+            if tried.stopped or not goes_on:
                 progress.stopped = progress.next_due_at is not None
                 return
             break

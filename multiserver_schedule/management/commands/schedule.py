@@ -304,6 +304,7 @@ class Command(VerbCommand):
                     "have_run": gap.have_run,
                     "succeeded": progress.done,
                     "failed": progress.failed,
+                    "skipped": progress.skipped,
                     "elsewhere": progress.elsewhere,
                     "next_due_at": progress.next_due_at,
                     "again": progress.again,
@@ -311,7 +312,8 @@ class Command(VerbCommand):
             )
         elif shown:
             failed = f", {len(progress.failed)} failed" if progress.failed else ""
-            self.stdout.write(f"{progress.done} succeeded{failed}, {len(gap.due) - progress.passed} left")
+            skipped = f", {progress.skipped} skipped" if progress.skipped else ""
+            self.stdout.write(f"{progress.done} succeeded{failed}{skipped}, {len(gap.due) - progress.passed} left")
         if progress.again and not json:
             self.stderr.write(_go_on(progress))
         if progress.failed or progress.next_due_at is not None:
@@ -321,8 +323,9 @@ class Command(VerbCommand):
         text = {
             "running": f"{due_at} running",
             "waiting": f"{due_at} waits: {said}",
+            "skipped": f"{due_at} skipped: its own conditions said no",
             "elsewhere": f"{due_at} has run meanwhile",
-        }.get(event, f"{due_at} {event}")
+        }.get(event, f"{due_at} {event}" + (f": {said}" if said else ""))
         total = len(progress.gap.due)
         if self.stdout.isatty():
             self.stdout.write(tables.bar(progress.passed, total, text), ending="")
