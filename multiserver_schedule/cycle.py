@@ -76,6 +76,8 @@ class NotStarted:
     """A run that somebody asked for, and that was not started."""
 
     why: str
+    is_passing: bool = False
+    """Was nobody seen to hold it? Then it may well be started a moment later."""
 
 
 @dataclass(slots=True)
@@ -358,7 +360,12 @@ class Cycle:
             # One that came too late to be started has ended by now.
             held = [*self.running.values(), *(finished.running for finished in self.unrecorded)]
             return next(running for running in held if running.claim.owner == mine)
-        return _why_not(store.lock.rows([wanted.row])[0])
+        rows = store.lock.rows([wanted.row])
+        if not rows:
+            return NotStarted("its lock's store has just lost it", is_passing=True)
+        # In the database it is only a break, which those who ask by hand do not mind.
+        put_off = not store.lock.transactional and rows[0].not_before > (now or store.lock.clock())
+        return _why_not(rows[0], wanted, put_off=put_off)
 
     def _take_up(
         self, store: Store, offered: Sequence[Occurrence], when: Callable[[datetime], float], now: datetime | None
@@ -714,16 +721,20 @@ def _retry_in(running: Running, outcome: Outcome, cleanup: CleanupReason | None)
     return None
 
 
-def _why_not(row: Row) -> NotStarted:
-    """Say why a run that somebody asked for was not started."""
-    if row.owner is not None:
+def _why_not(row: Row, wanted: Occurrence, *, put_off: bool) -> NotStarted:
+    """Say why a run that somebody asked for was not started; ``put_off``: its store lets nobody start it yet."""
+    if row.owner is not None and not wanted.may_overlap:
         return NotStarted(f"held by {row.server} since {row.acquired_at:%Y-%m-%d %H:%M:%SZ}")
     if row.moved_from:
         return NotStarted(f"its last run in the lock {row.moved_from!r} has not ended")
     if row.moved_to:
         return NotStarted(f"it is in the lock {row.moved_to!r} now")
-    until = f"{row.not_before:%Y-%m-%d %H:%M:%SZ}"
-    return NotStarted(f"its lock's store is new or has lost data, and lets nobody start before {until}")
+    if put_off:
+        until = f"{row.not_before:%Y-%m-%d %H:%M:%SZ}"
+        why = f"its lock's store is new or has lost data, and lets nobody start before {until}"
+        return NotStarted(why, is_passing=True)
+    # It is free by now: its holder has let it go since, or a neighbour's claim had it locked and has not taken it.
+    return NotStarted("another server had its row locked just then", is_passing=True)
 
 
 def _is_at_rest(row: Row, now: datetime) -> bool:

@@ -47,6 +47,9 @@ MAINTENANCE_LIMIT: Final = 1.0
 """Seconds in which the project has to say whether it is in maintenance mode."""
 RUNNER_TRIES: Final = 4
 """How often a service tries to start another runner, a second apart and then twice as long each time."""
+HAND_TRIES: Final = 4
+"""How often a run by hand is tried to be started while nobody is seen to hold it, HAND_AGAIN seconds apart."""
+HAND_AGAIN: Final = 0.25
 LOOKING: Final = "looking for what is due"
 KEEPING: Final = "renewing and recording"
 _NO_TABLE: Final = ("no such table", "does not exist", "doesn't exist")  # SQLite, PostgreSQL, MySQL
@@ -184,8 +187,7 @@ class Keeper:
         its end could not be recorded.
         """
         store = next(each for each in self.cycle.stores if task.name in each.declared.tasks)
-        with self._store_call(store):
-            started = self.cycle.by_hand(store, task, due_at=due_at)
+        started = self._start_by_hand(store, task, due_at)
         if isinstance(started, NotStarted):
             return started
         while (self.cycle.running or self.cycle.unrecorded) and not self.stopping:
@@ -194,6 +196,17 @@ class Keeper:
         if self.stopping:
             self._end_all()
         return None if store.history.unwritten() and self._flush(store) else started.outcome
+
+    def _start_by_hand(self, store: Store, task: ScheduledTask, due_at: datetime | None) -> Running | NotStarted:
+        """Start it, at a further try where a neighbour's claim had its row locked for a moment."""
+        for number in range(HAND_TRIES):
+            if number:
+                time.sleep(HAND_AGAIN)
+            with self._store_call(store):
+                started = self.cycle.by_hand(store, task, due_at=due_at)
+            if isinstance(started, Running) or not started.is_passing or self.stopping:
+                break
+        return started
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 

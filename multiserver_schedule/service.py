@@ -101,7 +101,8 @@ def run_once(
             ran = keeper.by_hand(tasks[trigger])
             if isinstance(ran, NotStarted):
                 done = Pass(status=1)
-                keeper.cycle.tell("note", text=f"{trigger} was not started: {ran.why}.")
+                why = f"{ran.why}; try again" if ran.is_passing else ran.why
+                keeper.cycle.tell("note", text=f"{trigger} was not started: {why}.")
             else:
                 # A run whose own conditions say no has done what it should.
                 went_well = ran is not None and ran.status in ("succeeded", "skipped")

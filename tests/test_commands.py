@@ -127,6 +127,33 @@ def test_a_manual_run_of_a_task_that_is_running_says_who_holds_it() -> None:
     assert "shop.digest was not started: held by web9 since" in said
 
 
+def test_a_manual_run_is_tried_again_where_a_neighbour_had_its_row_locked_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claim = ORMLock.claim
+    calls: list[int] = []
+
+    def locked_at_first(lock: ORMLock, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return claim(lock, *args, **kwargs) if len(calls) > 2 else []
+
+    monkeypatch.setattr(ORMLock, "claim", locked_at_first)
+    said, status = call("schedule", "trigger", "shop.digest")
+    assert (status, "shop.digest succeeded" in said, len(calls)) == (0, True, 3)
+
+
+@pytest.mark.parametrize("break_", [timedelta(0), timedelta(minutes=1)])
+def test_a_manual_run_whose_row_stays_locked_says_to_try_again(
+    break_: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("runschedule", "--inline")
+    ScheduledLock.objects.update(not_before=timezone.now() + break_)
+    monkeypatch.setattr(ORMLock, "claim", lambda *args, **kwargs: [])
+    said, status = call("schedule", "trigger", "shop.digest")
+    assert status == 1
+    assert said == "shop.digest was not started: another server had its row locked just then; try again.\n"
+
+
 def test_a_row_of_this_server_is_named_as_the_list_shows_it_by_each_verb() -> None:
     call("runschedule", "--inline")
     assert "shop.here@web1\n" in call("schedule", "list")[0]

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from django.db import transaction
 
 from multiserver_schedule.conf import Settings
 from multiserver_schedule.cron import Cron
@@ -135,6 +136,22 @@ def test_neither_a_server_killed_before_a_daily_due_time_nor_a_manual_run_that_e
             assert starts[0]["trigger"] == "schedule"
         assert [run.status for run in scene.runs() if run.status == "skipped"] == []
         assert [row.task for row in scene.cleanups()] == ["killed"]
+
+
+def test_a_run_by_hand_whose_row_a_neighbour_has_locked_says_so_and_to_try_again(store: Store, tmp_path: Path) -> None:
+    """A claim passes over locked rows: without them there is nobody to name."""
+    if store.vendor == "sqlite":
+        pytest.skip("it locks no rows")
+    with Scene(store, tmp_path, "mishaps") as scene:
+        scene.register()
+        rows = ScheduledLock.objects.using(store.alias).filter(task="well")
+        with transaction.atomic(using=store.alias):
+            assert rows.select_for_update().get().owner is None
+            refused = scene.command("web1", "schedule", "trigger", "well")
+            assert refused.wait() == 1, refused.output
+        assert "well was not started: another server had its row locked just then; try again." in refused.output
+        taken = scene.command("web1", "schedule", "trigger", "well")
+        assert taken.wait() == 0, taken.output
 
 
 # -- the same with time passed in -------------------------------------------------------------------------------------
