@@ -491,7 +491,7 @@ class Keeper:
             self._maintenance_told = True
             taken = "on" if self.cycle.maintenance else "off"
             doing = f"asking whether the project is in maintenance mode, which is taken to be {taken}"
-            self.cycle.tell("trouble", doing=doing, error=_said(error), trace=traceback.format_exc())
+            self.cycle.tell("trouble", doing=doing, error=said(error), trace=traceback.format_exc())
 
     # -- the store ----------------------------------------------------------------------------------------------------
 
@@ -548,7 +548,7 @@ class Keeper:
         outage = self._away.get(store.lock.alias)
         if outage is None:
             outage = self._away[store.lock.alias] = Outage(now)
-            self.cycle.tell("trouble", doing=doing, error=_said(error), trace=traceback.format_exc())
+            self.cycle.tell("trouble", doing=doing, error=said(error), trace=traceback.format_exc())
         outage.failing.add(doing)
         if doing == LOOKING:
             outage.tries += 1
@@ -600,7 +600,8 @@ def close_connections() -> None:
     caches.close_all()
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """Return an error as text, with what to do where our tables are missing."""
     text = f"{type(error).__name__}: {error}".strip()
     if "multiserver_schedule_" in text and any(words in text for words in _NO_TABLE):
         text += " Has `manage.py migrate` been run?"

@@ -19,7 +19,7 @@ from django.db import OperationalError, transaction
 from django.utils import timezone
 
 from multiserver_schedule import schedule
-from multiserver_schedule.exceptions import UnsafeTransaction
+from multiserver_schedule.exceptions import StoreTimeout, UnsafeTransaction
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 
@@ -152,6 +152,45 @@ def test_a_manual_run_whose_row_stays_locked_says_to_try_again(
     said, status = call("schedule", "trigger", "shop.digest")
     assert status == 1
     assert said == "shop.digest was not started: another server had its row locked just then; try again.\n"
+
+
+AWAY = "connection to server at 127.0.0.1 failed: refused\n\tIs the server running?"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OperationalError(AWAY), f"OperationalError: {' '.join(AWAY.split())}"),
+        (
+            OperationalError("no such table: multiserver_schedule_schedulestate"),
+            "OperationalError: no such table: multiserver_schedule_schedulestate Has `manage.py migrate` been run?",
+        ),
+        (StoreTimeout("A call hung, and was cut."), "StoreTimeout: A call hung, and was cut."),
+    ],
+)
+def test_a_manual_run_without_a_store_is_one_line_and_the_status_1(
+    options: list[str], error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(ORMLock, "look", look)
+    with pytest.raises(CommandError) as refused:
+        call("schedule", "trigger", "shop.digest", *options)
+    assert (str(refused.value), refused.value.returncode) == (f"shop.digest was not started: {told}", 1)
+
+
+def test_a_manual_run_whose_history_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: Any, **kwargs: Any) -> Any:
+        raise OperationalError(AWAY)
+
+    call("runschedule", "--inline")
+    monkeypatch.setattr("django.db.models.query.QuerySet.first", away)
+    with pytest.raises(CommandError) as refused:
+        call("schedule", "trigger", "shop.digest", "--json")
+    told = f"shop.digest has run, but how that went cannot be read: OperationalError: {' '.join(AWAY.split())}."
+    assert str(refused.value) == told
 
 
 def test_a_row_of_this_server_is_named_as_the_list_shows_it_by_each_verb() -> None:

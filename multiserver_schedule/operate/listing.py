@@ -21,7 +21,7 @@ from ..locks.base import BaseLock, Declarations
 from ..locks.orm import ORMLock
 from ..models import ScheduledRun, ScheduleState
 from .overdue import open_since, servers_seen
-from .stores import Known, away, is_out_of_use, opened, said, server_of, task_of, unreadable
+from .stores import Known, Refused, away, is_out_of_use, opened, said, server_of, task_of, unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,12 +311,19 @@ class ByHand:
 
 
 def last_by_hand(name: str) -> ByHand | None:
-    """Return how the last manual run of a declared task went here; None where the history does not have it."""
+    """
+    Return how the last manual run of a declared task went here; None where the history does not have it.
+
+    Raises Refused where the history cannot be read.
+    """
     settings = conf.load()
     task = registry.completed[name]
     using = str(settings.locks[task.lock].options.get("using", DEFAULT_DB_ALIAS))
     runs = ScheduledRun.objects.using(using).filter(task=task.row_name(settings.server_name), trigger="manual")
-    run = runs.order_by("-pk").first()
+    try:
+        run = runs.order_by("-pk").first()
+    except (DatabaseError, InterfaceError) as error:
+        raise Refused(f"{name} has run, but how that went cannot be read: {said(error)}.") from error
     if run is None:
         return None
     return ByHand(

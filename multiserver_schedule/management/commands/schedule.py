@@ -11,15 +11,16 @@ from zoneinfo import ZoneInfo
 
 from django.core.management.base import CommandError, CommandParser
 
-from multiserver_schedule import conf, operate, service
+from multiserver_schedule import conf, keeper, operate, service
 from multiserver_schedule.declare import registry
-from multiserver_schedule.exceptions import ScheduleError
+from multiserver_schedule.exceptions import ConfigurationError, DeclarationError, UnsafeTransaction
 from multiserver_schedule.management import tables
 from multiserver_schedule.management.byhand import by_hand
 from multiserver_schedule.management.verbs import VerbCommand, at_least, zone_named
 from multiserver_schedule.operate import pruning, words
 
 NAME: Final = "as `schedule list` shows it"
+_NO_STORES_FAULT: Final = (ConfigurationError, DeclarationError, UnsafeTransaction)
 
 
 class Command(VerbCommand):
@@ -158,7 +159,12 @@ class Command(VerbCommand):
             return
         found = operate.sound()
         task = operate.to_trigger(name).name
-        done = service.run_once(verbosity=0 if json else verbosity, stdout=self._out, trigger=task, found=found)
+        try:
+            done = service.run_once(verbosity=0 if json else verbosity, stdout=self._out, trigger=task, found=found)
+        except _NO_STORES_FAULT:
+            raise
+        except Exception as error:  # whatever a driver raises
+            raise CommandError(f"{name} was not started: {_in_a_line(error)}") from error
         if json:
             self._json(operate.last_by_hand(task) if done.claimed else {"name": name, "status": "not started"})
         if done.status:
@@ -289,11 +295,11 @@ class Command(VerbCommand):
                 for event, due_at, said, progress in operate.fill(gap, hand, keep_going=keep_going, wait=hand.wait):
                     if shown:
                         self._step(event, tables.at(due_at, zone), said, progress)
-        except ScheduleError:
+        except _NO_STORES_FAULT:
             raise
         except Exception as error:  # whatever a driver raises
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise CommandError(f"It stopped after {progress.passed} due time(s): {why}\n{_go_on(progress)}") from error
+            why = f"It stopped after {progress.passed} due time(s): {_in_a_line(error)}"
+            raise CommandError(f"{why}\n{_go_on(progress)}") from error
         if shown and self.stdout.isatty():
             self.stdout.write("")
         if json:
@@ -359,6 +365,10 @@ class Command(VerbCommand):
     @property
     def _out(self) -> Any:
         return getattr(self.stdout, "_out", None)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(keeper.said(error).split())
 
 
 def _go_on(progress: operate.Progress) -> str:
