@@ -68,12 +68,16 @@ def check_settings(app_configs: Any = None, **options: Any) -> list[CheckMessage
 
 
 def check_providers(app_configs: Any = None, **options: Any) -> list[CheckMessage]:
-    """E002 a provider that cannot be made, W001 one whose machines are seen on one host; and what each says itself."""
+    """
+    E002 a provider that cannot be made, W001 one whose machines are seen on one host, W005 two with one account; and
+    what each says itself.
+    """
     try:
         chosen = conf.load().providers
     except ScheduleError:  # E001, or the scheduler's
         return []
     found: list[CheckMessage] = []
+    sound: dict[str, conf.ProviderSettings] = {}
     for name, settings in chosen.items():
         where = f"{conf.SETTING}['PROVIDERS'][{name!r}]"
         try:
@@ -94,6 +98,19 @@ def check_providers(app_configs: Any = None, **options: Any) -> list[CheckMessag
             )
             continue
         found.extend(said)
+        if not provider.local:
+            twin = next((each for each, other in sound.items() if _is_one_account(other, settings)), None)
+            if twin is not None:
+                found.append(
+                    Warning(
+                        f"{conf.SETTING}['PROVIDERS'] has {twin!r} and {name!r} with the same BACKEND and OPTIONS: "
+                        "each shows the machines of both, and counts them towards its MAX_SERVERS.",
+                        hint="Keep one of them. To make machines of several kinds at one account, register several "
+                        "types. To give a provider another name, take the old one out: its servers go over.",
+                        id="multiserver_schedule_servers.W005",
+                    )
+                )
+            sound[name] = settings
         if provider.local and not settings.only_on:
             found.append(
                 Warning(
@@ -167,6 +184,10 @@ def check_database(app_configs: Any = None, **options: Any) -> list[CheckMessage
             )
         )
     return found
+
+
+def _is_one_account(one: conf.ProviderSettings, other: conf.ProviderSettings) -> bool:
+    return bool(one.options) and (one.backend, one.options) == (other.backend, other.options)
 
 
 def _is_local(name: str) -> bool:

@@ -178,7 +178,10 @@ class Provider(models.Model):
         _("not before"), null=True, blank=True, help_text=_("Nothing is created there until then.")
     )
     orphans = models.JSONField(
-        _("orphans"), default=list, blank=True, help_text=_("Machines with our tag and no row, that are left alone.")
+        _("orphans"),
+        default=list,
+        blank=True,
+        help_text=_("Machines with our tag that no server of this provider has, and that are left alone."),
     )
     next_look_at = models.DateTimeField(_("next look at"), null=True, blank=True)
 

@@ -1,8 +1,10 @@
 """
 What does the provider really have, and how does that compare with our rows?
 
-Each machine is somebody's, by its id or by its key, or an orphan. From a list nothing is concluded that it may be wrong
-in: a machine that is not in it is missing first, and its row is given up after the provider was asked for it by name.
+Each machine is somebody's, by its id or by its key, or an orphan. Two entries of the settings may show the same
+machines, and an entry may get another name: a machine whose server is at another provider is that server's, and no
+orphan. From a list nothing is concluded that it may be wrong in: a machine that is not in it is missing first, and its
+row is given up after the provider was asked for it by name.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from multiserver_schedule.faults import point
 from multiserver_schedule.logs import short
 
-from . import ledger, signals
+from . import conf, ledger, signals
 from .entries import Machine, MachineState
 from .states import BILLED, Status
 from .visit import Visit
@@ -53,6 +55,10 @@ def look(visit: Visit, row: Provider) -> None:
     # The rows after the machines, since each row is there before its machine is.
     servers = list(ledger.servers().filter(provider=visit.name).exclude(status=Status.DELETED))
     seen, strangers = _matched(machines, servers)
+    for moved, its in _moved_here(visit, strangers):
+        servers.append(moved)
+        seen[moved.pk] = its
+        strangers.remove(its)
     left_alone, adopted = _orphans(visit, row, strangers, now)
     billed = sum(1 for server in servers if server.pk in seen and server.status in BILLED)
     unknown = max(0, counted - billed - adopted)
@@ -150,21 +156,72 @@ def is_missing(server: Server, now: datetime) -> bool:
     return now - server.missing_since >= GONE_AFTER
 
 
+# -- servers of other providers ---------------------------------------------------------------------------------------
+
+
+def _moved_here(visit: Visit, strangers: Iterable[Machine]) -> list[tuple[Server, Machine]]:
+    """
+    Take over the servers of a provider that is in the settings no more, and whose machines are shown here.
+
+    So a provider may be given another name, and an account be put under another one: nothing is ended or made by it.
+    """
+    chosen = conf.load().providers
+    elsewhere = _elsewhere(visit, strangers)
+    moved = []
+    for machine in strangers:
+        server = elsewhere.get(machine.key)
+        if server is None or server.provider in chosen or server.machine_id not in ("", machine.id):
+            continue
+        before = server.provider
+        if ledger.change(server, provider=visit.name):
+            said = f"{server.name}: {before}, where it was made, is in the settings no more; its machine is here"
+            logger.warning("%s at %s, and so is the server from now on.", said, visit.name)
+            visit.report.steps.append(said)
+            moved.append((server, machine))
+    return moved
+
+
+def _elsewhere(visit: Visit, strangers: Iterable[Machine]) -> dict[str, Server]:
+    """Return the servers of other providers that these machines are, by key."""
+    keys = [machine.key for machine in strangers if machine.key]
+    if not keys:
+        return {}
+    rows = ledger.servers().filter(key__in=keys).exclude(provider=visit.name).exclude(status=Status.DELETED)
+    return {server.key: server for server in rows}
+
+
+def _left_to(server: Server, machine: Machine, now: datetime) -> dict[str, Any]:
+    """Return what is kept of a machine that is here, and is a server's of another provider."""
+    logger.warning(
+        "%s is shown by another provider than %s, whose server %s it is, and is left to that one. "
+        "Do two entries of PROVIDERS have one account?",
+        *(machine.id, server.provider, server.name),
+    )
+    return {
+        **{"id": machine.id, "name": machine.name, "since": now.isoformat()},
+        **{"server": server.name, "provider": server.provider},
+    }
+
+
 # -- orphans ----------------------------------------------------------------------------------------------------------
 
 
 def _orphans(
     visit: Visit, row: Provider, machines: Sequence[Machine], now: datetime
 ) -> tuple[list[dict[str, Any]], int]:
-    """Deal with machines that bear our tag and have no row; return those left alone, and how many have one now."""
+    """Deal with machines that no server of here has; return those left alone, and how many have a row now."""
     left: list[dict[str, Any]] = []
     adopted = 0
     known = {each["id"]: each for each in row.orphans}
+    elsewhere = _elsewhere(visit, machines)
     for machine in machines:
         if machine.state is MachineState.DELETING:
             continue
-        if visit.settings.orphans == "report":
-            left.append(known.get(machine.id) or _reported(visit, machine, now))
+        server, before = elsewhere.get(machine.key), known.get(machine.id, {})
+        if server is not None:
+            left.append(before if before.get("server") == server.name else _left_to(server, machine, now))
+        elif visit.settings.orphans == "report":
+            left.append(before if before and "server" not in before else _reported(visit, machine, now))
         else:
             adopted += _has_row_now(visit, machine, now)
     return left, adopted
@@ -179,13 +236,14 @@ def _reported(visit: Visit, machine: Machine, now: datetime) -> dict[str, Any]:
 
 def _has_row_now(visit: Visit, machine: Machine, now: datetime) -> bool:
     """Give an orphan a row that leads to its end, the one that it had or another one, and say whether it has one."""
-    deleted = ledger.servers().filter(provider=visit.name, status=Status.DELETED, key=machine.key).first()
+    deleted = ledger.servers().filter(status=Status.DELETED, key=machine.key).first()
     if deleted is None or deleted.machine_id not in ("", machine.id):
         return _adopt(visit, machine, now)
     if deleted.deleted_at and now - deleted.deleted_at < GONE_AFTER:
         return False  # a list that lags behind
     reason = "its machine turned up after all"
-    more = {"machine_id": machine.id, "deleted_at": None, "failed_as": Status.ERRORED.value}
+    # Here it can be ended, whichever provider's it was.
+    more = {"machine_id": machine.id, "deleted_at": None, "failed_as": Status.ERRORED.value, "provider": visit.name}
     if visit.move(deleted, Status.DELETING, reason, **more):
         previous = str(Status.DELETED)
         signals.orphan_found.send_robust(type(deleted), server=deleted, previous=previous, reason=reason)

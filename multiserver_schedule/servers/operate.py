@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -135,7 +135,7 @@ class ProviderLine:
     """Nothing is created there until then."""
     next_look_at: datetime | None
     orphans: Sequence[dict[str, Any]]
-    """Machines that bear our tag, have no row, and are left alone."""
+    """Machines that bear our tag and are left alone: without a row, or another provider's servers."""
     as_of: datetime
 
 
@@ -240,17 +240,50 @@ def limit_of(provider: str) -> int | None:
 def troubles() -> list[str]:
     """Return what is wrong with providers, and which types there is no room for: a sentence for each."""
     found = []
-    for provider in ledger.providers():
+    chosen = conf.load().providers
+    for name, names in _stranded(chosen).items():
+        found.append(f"{words_of_stranded(name, len(names))} They are: {', '.join(names)}")
+    for provider in ledger.providers().filter(name__in=chosen):
         if provider.trouble:
             since = f" since {short(provider.trouble_since)}" if provider.trouble_since else ""
             found.append(f"The provider {provider.name} does not answer{since}: {provider.trouble}")
-        if provider.orphans:
-            ids = ", ".join(str(each.get("id", "")) for each in provider.orphans)
+        if orphans := [each for each in provider.orphans if "server" not in each]:
+            ids = ", ".join(str(each.get("id", "")) for each in orphans)
             found.append(f"Machines at {provider.name} bear our tag, have no server, and are left alone: {ids}")
+        if others := [each for each in provider.orphans if "server" in each]:
+            ids = ", ".join(f"{each.get('id', '')} ({each['server']} at {each.get('provider', '')})" for each in others)
+            found.append(
+                f"Machines at {provider.name} are servers of another provider, and are left to it. Have an account in "
+                f"one entry of PROVIDERS alone: {ids}"
+            )
     for target in ledger.targets().exclude(short_because=""):
         since = f" since {short(target.short_since)}" if target.short_since else ""
         found.append(f"Servers of the type {target.type} are missing{since}: {target.short_because}")
     return found
+
+
+def _stranded(chosen: Collection[str]) -> dict[str, list[str]]:
+    """Return the names of the servers of each provider that is in the settings no more."""
+    found: dict[str, list[str]] = {}
+    rows = ledger.servers().exclude(status__in=(Status.NEW, Status.DELETED)).exclude(provider__in=chosen)
+    for provider, name in rows.order_by("provider", "pk").values_list("provider", "name"):
+        found.setdefault(provider, []).append(name)
+    return found
+
+
+def words_of_stranded(provider: str, count: int) -> str:
+    """
+    Say what is to be done about servers of a provider that is in the settings no more.
+
+    They count as they did: their machines may work, and be billed. Were they replaced, a deploy in the midst of which
+    half of the schedulers know a provider would make each of its servers twice.
+    """
+    are = f"{count} server{' is' if count == 1 else 's are'}"
+    return (
+        f"{are} at {provider}, which is in the settings no more: nothing can be asked of it, so nobody ends their "
+        "machines, and they count as if they worked. Put it back, under whichever name; or see yourself that the "
+        "machines are gone, and close the rows by `manage.py servers delete`."
+    )
 
 
 def _line(row: Server, now: datetime) -> Line:
@@ -348,9 +381,21 @@ def reboot(names: Iterable[str], by: str) -> list[Done]:
 
 
 def retire(names: Iterable[str], by: str) -> list[Done]:
-    """Have servers deleted at their provider, whatever they still do. Raises Misused: no such server."""
+    """
+    Have servers deleted at their provider, whatever they still do. Raises Misused: no such server.
+
+    Of a provider that is in the settings no more, nothing can be asked: there the row alone is closed.
+    """
+    chosen = conf.load().providers
 
     def one(server: Server, now: datetime) -> Done:
+        if server.provider not in chosen and server.status in BILLED:
+            said = (
+                f"its row is closed; {server.provider} is in the settings no more, so see yourself that its machine "
+                f"{server.machine_id or '(of the key ' + server.key + ')'} is gone; {_replaced(server)}"
+            )
+            reason = f"closed by hand, since {server.provider} is in the settings no more"
+            return _moved(server, Status.DELETED, reason, said, now=now, by=by)
         to = _RETIRED.get(Status(server.status))
         if to is None:
             return _refused(server, {})

@@ -222,3 +222,17 @@ def test_each_id_is_used_once_and_documented() -> None:
     documented = re.findall(r"^(multiserver_schedule_servers\.[EW]\d{3})", text, re.M)
     assert len(used) == len(set(used))
     assert sorted(used) == sorted(documented)
+
+
+def test_two_providers_with_one_account_are_a_warning() -> None:
+    given = {"a": provider(OPTIONS={"token": SECRET}), "b": provider(MAX_SERVERS=3, OPTIONS={"token": SECRET})}
+    [warning] = said(PROVIDERS=given)
+    assert warning.id == "multiserver_schedule_servers.W005"
+    assert "'a' and 'b'" in warning.msg
+    assert SECRET not in warning.msg
+
+
+def test_two_accounts_and_two_hosts_are_fine() -> None:
+    assert ids(PROVIDERS={"a": provider(OPTIONS={"token": SECRET}), "b": provider(OPTIONS={"token": "another"})}) == []
+    hosts = {name: provider(OnThisHost, OPTIONS={"x": 1}, ONLY_ON=[name]) for name in ("web1", "web2")}
+    assert ids(PROVIDERS=hosts) == []

@@ -11,7 +11,7 @@ from multiserver_schedule.operate import words
 
 from ..entries import Load
 from ..monitor import Monitored
-from ..operate import Line, ProviderLine, TypeLine
+from ..operate import Line, ProviderLine, TypeLine, words_of_stranded
 
 
 def of_type(line: TypeLine, zone: ZoneInfo) -> Iterator[str]:
@@ -71,14 +71,15 @@ def of_provider(line: ProviderLine, zone: ZoneInfo) -> Iterator[str]:
     if line.observed_at:
         parts.append(f"last answer {at(line.observed_at, zone)}")
     yield from wrapped(parts)
-    if line.trouble:
+    if line.used and not line.configured:
+        yield from wrapped([words_of_stranded(line.name, line.used)])
+    if line.trouble and line.configured:
         yield from wrapped([f"NO ANSWER since {at(line.trouble_since, zone)}: {line.trouble}"])
     if line.not_before and line.not_before > line.as_of:
         yield from wrapped([f"nothing is created there before {at(line.not_before, zone)}"])
     for orphan in line.orphans:
-        yield from wrapped(
-            [f"left alone, since it has no server: {orphan.get('id')} {orphan.get('name', '')}".rstrip()]
-        )
+        why = f"it is {orphan['server']} at {orphan.get('provider')}" if "server" in orphan else "it has no server"
+        yield from wrapped([f"left alone, since {why}: {orphan.get('id')} {orphan.get('name', '')}".rstrip()])
 
 
 def of_decision(done: Monitored) -> Iterator[str]:

@@ -48,7 +48,7 @@ class Migration(migrations.Migration):
                     models.JSONField(
                         blank=True,
                         default=list,
-                        help_text="Machines with our tag and no row, that are left alone.",
+                        help_text="Machines with our tag that no server of this provider has, and that are left alone.",
                         verbose_name="orphans",
                     ),
                 ),
