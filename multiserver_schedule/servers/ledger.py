@@ -334,6 +334,9 @@ def carry_out(
         values: dict[str, Any] = {"short_since": None, "short_because": ""}
         if plan.short:
             values = {"short_since": row.short_since or now, "short_because": plan.short.why}
+        if plan.creates:
+            # By whoever knows the type: from its first server on, others leave them alone.
+            values["registered_at"] = now
         if not targets().filter(pk=row.pk, version=row.version).update(version=row.version + 1, **values):
             return False
         is_news = plan.short is not None and row.short_since is None

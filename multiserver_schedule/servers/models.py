@@ -126,6 +126,12 @@ class Target(models.Model):
     short_since = models.DateTimeField(_("short since"), null=True, blank=True)
     short_because = models.TextField(_("short because"), blank=True)
     busy = models.JSONField(null=True, blank=True, help_text=_("Jobs by server, as the load told them last."))
+    registered_at = models.DateTimeField(
+        _("registered at"),
+        null=True,
+        blank=True,
+        help_text=_("When a process that knows this type planned for it last."),
+    )
 
     class Meta:
         verbose_name = _("target")

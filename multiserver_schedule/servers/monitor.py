@@ -136,6 +136,8 @@ def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry
     for _ in range(_TRIES):
         row = ledger.targets().filter(type=name).first() if dry else ledger.target(name)
         standing = ledger.standing(row) if row else Standing(0)
+        if kind is None and (left := planner.left_alone(row, now)):
+            return Decision(standing, left)
         if kind is None:
             return Decision(Standing(0), "this type is not registered any more")
         if ask.asked is None:

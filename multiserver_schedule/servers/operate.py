@@ -86,11 +86,13 @@ class TypeLine:
     name: str
     registered: bool
     """Does this version of the project know it?"""
+    left_alone: str
+    """Why its servers are not let go, although this version does not; "" where they are, or it does."""
     providers: Sequence[str]
     minimum: int
     maximum: int | None
     wanted: int
-    """Within these bounds; none of a type that is not registered."""
+    """Within these bounds; none of a type that no version of the project knows."""
     why: str
     changed_at: datetime | None
     """When ``wanted`` changed last."""
@@ -174,10 +176,11 @@ def type_lines(type: str | None = None) -> list[TypeLine]:
             TypeLine(
                 name=name,
                 registered=registered is not None,
+                left_alone="" if registered else planner.left_alone(target, now),
                 providers=types.providers_of(registered) if registered else (),
                 minimum=registered.policy.minimum if registered else 0,
                 maximum=registered.policy.maximum if registered else None,
-                wanted=planner.needs_of(name, target, registered).wanted,
+                wanted=planner.needs_of(name, target, registered, now=now).wanted,
                 why=target.why if target else "",
                 changed_at=target.changed_at if target else None,
                 running=counts.get(Status.RUNNING, 0),
@@ -351,7 +354,7 @@ def drain(names: Iterable[str], by: str) -> list[Done]:
 
     def one(server: Server, now: datetime) -> Done:
         if server.status == Status.RUNNING:
-            return _moved(server, Status.DRAINING, "drained by hand", _ends_its_work(server), now=now, by=by)
+            return _moved(server, Status.DRAINING, "drained by hand", _ends_its_work(server, now), now=now, by=by)
         instead = {
             Status.NEW: "it has not been begun: delete it instead",
             Status.STARTING: "it does no work yet: delete it instead",
@@ -392,7 +395,7 @@ def retire(names: Iterable[str], by: str) -> list[Done]:
         if server.provider not in chosen and server.status in BILLED:
             said = (
                 f"its row is closed; {server.provider} is in the settings no more, so see yourself that its machine "
-                f"{server.machine_id or '(of the key ' + server.key + ')'} is gone; {_replaced(server)}"
+                f"{server.machine_id or '(of the key ' + server.key + ')'} is gone; {_replaced(server, now)}"
             )
             reason = f"closed by hand, since {server.provider} is in the settings no more"
             return _moved(server, Status.DELETED, reason, said, now=now, by=by)
@@ -404,7 +407,7 @@ def retire(names: Iterable[str], by: str) -> list[Done]:
         else:
             doing = "stopped and deleted" if to is Status.STOPPING else "deleted"
             said = f"its machine is {doing} from the next look at {server.provider} on"
-        return _moved(server, to, "deleted by hand", f"{said}; {_replaced(server)}", now=now, by=by)
+        return _moved(server, to, "deleted by hand", f"{said}; {_replaced(server, now)}", now=now, by=by)
 
     return _each(names, one)
 
@@ -484,14 +487,14 @@ def _refused(server: Server, instead: dict[Status, str]) -> Done:
     return Done(server.name, status, said, False)
 
 
-def _ends_its_work(server: Server) -> str:
-    return f"it takes no more work, and is deleted when it has ended what it does; {_replaced(server)}"
+def _ends_its_work(server: Server, now: datetime) -> str:
+    return f"it takes no more work, and is deleted when it has ended what it does; {_replaced(server, now)}"
 
 
-def _replaced(server: Server) -> str:
+def _replaced(server: Server, now: datetime) -> str:
     """Say whether another one is made in its place: to let one go changes nothing about how many are wanted."""
     target = ledger.targets().filter(type=server.type).first()
-    wanted = planner.needs_of(server.type, target, types.known().get(server.type)).wanted
+    wanted = planner.needs_of(server.type, target, types.known().get(server.type), now=now).wanted
     left = ledger.provisioned(ledger.counts(server.type)) - (server.status in PROVISIONED)
     if wanted <= left:
         return f"none is made in its place, since {wanted} of its type are wanted, and {left} are left"

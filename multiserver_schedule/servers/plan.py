@@ -62,6 +62,8 @@ class Needs:
     """Servers that are older are replaced, one at a time; None: they may grow as old as they like."""
     drains: bool = False
     """Do its servers end their work before they go? Said in the words for people; the choice is the same."""
+    left_alone: str = ""
+    """Why nothing is done about its servers by whoever plans now; "": they are planned for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ def plan(needs: Needs, known: Sequence[Known], rooms: Mapping[str, Room], now: d
     aged = _aged(needs, there, now)
     places = _Places(needs.providers, rooms, servers)
     summary = f"{needs.wanted} wanted, {len(there)} there or on the way"
+    if needs.left_alone:
+        return Plan(why=f"{summary}: {needs.left_alone}")
     creates: list[Create] = []
     cancels: list[Cancel] = []
     drains: list[Drain] = []

@@ -6,7 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from multiserver_schedule.logs import short
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("multiserver_schedule.servers")
 
+UNKNOWN_FOR: Final = timedelta(minutes=15)
+"""How long nobody may have known a type before its servers are let go: during a deploy two versions work at once."""
+_NOTED_EVERY: Final = timedelta(minutes=1)
+"""How often it is written down that a type is known."""
 _TRIES: Final = 3
 
 
@@ -55,7 +59,7 @@ class Survey:
         row = self.targets.get(type)
         if busy is None and row is not None:
             busy = row.busy
-        needs = needs_of(type, row, self.kinds.get(type), wanted)
+        needs = needs_of(type, row, self.kinds.get(type), wanted, now=self.now)
         known = [
             Known(
                 name=server.name,
@@ -110,10 +114,25 @@ def _closed(row: Provider, now: datetime) -> str:
     return ""
 
 
-def needs_of(type: str, row: Target | None, kind: ServerType | None, wanted: int | None = None) -> Needs:
-    """Return what is wanted of a type: what was decided, within its bounds; nothing of one that is not registered."""
+def left_alone(row: Target | None, now: datetime) -> str:
+    """Say why servers of a type that is not registered here are left as they are; "": they may be let go."""
+    if row is None or row.registered_at is None or now - row.registered_at >= UNKNOWN_FOR:
+        return ""
+    seen, until = short(row.registered_at), short(row.registered_at + UNKNOWN_FOR)
+    return f"not registered in this version of the project, but in another one at {seen}: left as it is until {until}"
+
+
+def needs_of(
+    type: str, row: Target | None, kind: ServerType | None, wanted: int | None = None, *, now: datetime
+) -> Needs:
+    """
+    Return what is wanted of a type: what was decided, within its bounds.
+
+    Of one that is not registered, nothing; but as long as other versions of the project know it, it is left to them.
+    """
     if kind is None:
-        return Needs(type, 0, ())
+        left = left_alone(row, now)
+        return Needs(type, row.wanted if row and left else 0, (), left_alone=left)
     if wanted is None:
         wanted = row.wanted if row else 0
     most = kind.policy.maximum
@@ -137,12 +156,21 @@ def creates_at(provider: str, *, now: datetime) -> bool:
 def bring_about(*, now: datetime) -> list[Planned]:
     """Plan for every type, and change the rows accordingly; return what was planned where there was something."""
     found = survey(now)
+    _note_registered(found)
     done = []
     for type in found.types:
         planned, found = _bring_about(type, found)
         if planned is not None and (planned.plan.creates or planned.plan.cancels or planned.plan.drains):
             done.append(planned)
     return done
+
+
+def _note_registered(found: Survey) -> None:
+    """Write down that the types that are registered here are known; in one statement, once a minute."""
+    noted = [row for type, row in found.targets.items() if type in found.kinds]
+    stale = [row.type for row in noted if not row.registered_at or found.now - row.registered_at >= _NOTED_EVERY]
+    if stale:
+        ledger.targets().filter(type__in=stale).update(registered_at=found.now)
 
 
 def _bring_about(type: str, found: Survey) -> tuple[Planned | None, Survey]:
@@ -153,6 +181,8 @@ def _bring_about(type: str, found: Survey) -> tuple[Planned | None, Survey]:
         row = found.targets.get(type)
         planned = found.plan(type)
         result = planned.plan
+        if planned.needs.left_alone:
+            return planned, found
         short_of = result.short.why if result.short else ""
         if not (result.creates or result.cancels or result.drains) and short_of == (row.short_because if row else ""):
             return planned, found

@@ -371,6 +371,8 @@ class _Pass:
             ledger.change(server, next_step_at=None)
             return None
         kind = self.types.get(server.type)
+        if kind is None and self._is_left_alone(server, now):
+            return None
         if kind is not None and kind.drain is not None:
             asked_at = server.reboot_requested_at
             self.visit.move(
@@ -379,6 +381,10 @@ class _Pass:
         else:
             self.visit.move(server, Status.REBOOTING, "as it was asked for", reboot_requested_at=None)
         return None
+
+    def _is_left_alone(self, server: Server, now: datetime) -> bool:
+        """Say whether another version of the project knows its type, and so how it is drained."""
+        return bool(planner.left_alone(ledger.targets().filter(type=server.type).first(), now))
 
     def _is_it_gone(self, server: Server, is_gone: bool) -> None:
         if is_gone:
@@ -430,6 +436,8 @@ class _Pass:
 
     def _draining(self, server: Server, now: datetime) -> _Step | None:
         kind = self.types.get(server.type)
+        if kind is None and self._is_left_alone(server, now):
+            return None
         if kind is None or kind.drain is None:
             self.visit.drained(server, "it has no drain")
             return None

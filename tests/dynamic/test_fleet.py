@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from multiserver_schedule.servers import fleet, ledger, monitor, types
+from multiserver_schedule.servers import fleet, ledger, monitor, planner, types
 from multiserver_schedule.servers.entries import Load
 from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.fleet import ServerType, option
@@ -197,6 +197,7 @@ def test_a_type_that_is_not_registered_any_more_is_given_up(site: Site) -> None:
     fleet.ensure(2, "big")
     site.settle()
     del types._registered["big"]
+    site.later(planner.UNKNOWN_FOR)
     site.settle()
     assert site.cloud.machines == {}
 

@@ -539,3 +539,8 @@ def test_by_and_by_every_server_that_is_too_old_goes_whatever_room_there_is() ->
             assert len(fleet) <= limit
         assert all(each.name.startswith("n") for each in fleet)
         assert (len(fleet), least) == (2, 1 if limit == 2 else 2)
+
+
+def test_nothing_is_done_about_servers_that_are_left_alone() -> None:
+    left = planned(0, "w1 running; w2 new 1h", "up 2/5", left_alone="another version knows it")
+    assert (words(left), left.why) == ("", "0 wanted, 2 there or on the way: another version knows it")

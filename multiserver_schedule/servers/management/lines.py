@@ -28,7 +28,7 @@ def of_type(line: TypeLine, zone: ZoneInfo) -> Iterator[str]:
         counts.append(f"{line.minimum} to {'any number' if line.maximum is None else line.maximum} allowed")
     yield from wrapped([", ".join(counts)])
     if not line.registered:
-        yield from wrapped(["not registered in this version of the project: none is wanted"])
+        yield from wrapped([line.left_alone or "not registered in this version of the project: none is wanted"])
     if line.decided_at:
         asked = "" if line.asked is None else f", {line.asked} asked for"
         yield from wrapped([f"decided {at(line.decided_at, zone)} by {line.decided_by}{asked}: {line.decided_why}"])

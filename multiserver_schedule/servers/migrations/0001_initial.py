@@ -81,6 +81,15 @@ class Migration(migrations.Migration):
                     "busy",
                     models.JSONField(blank=True, help_text="Jobs by server, as the load told them last.", null=True),
                 ),
+                (
+                    "registered_at",
+                    models.DateTimeField(
+                        blank=True,
+                        help_text="When a process that knows this type planned for it last.",
+                        null=True,
+                        verbose_name="registered at",
+                    ),
+                ),
             ],
             options={
                 "verbose_name": "target",

@@ -143,7 +143,7 @@ class Command(VerbCommand):
         sound()
         kind = types.get(type)
         wanted = fleet.ensure(count, type)
-        made = planner.needs_of(type, ledger.target(type), kind).wanted
+        made = planner.needs_of(type, ledger.target(type), kind, now=ledger.now()).wanted
         if json:
             self._json({"type": type, "wanted": wanted, "within_bounds": made})
         elif verbosity:
