@@ -279,6 +279,13 @@ def want(type: str, count: Callable[[int], int], why: str, *, now: datetime) -> 
     raise RuntimeError(f"What is wanted of the type {type!r} was changed {_TRIES} times by others meanwhile.")
 
 
+def set_back(row: Target, failures: int, not_before: datetime) -> bool:
+    """Let a type wait before another server of it is made, if nobody has changed its row since it was read."""
+    hit = targets().filter(pk=row.pk, failures=row.failures, not_before=row.not_before)
+    # The version, too: who plans from the row as it was would make one at once.
+    return bool(hit.update(version=F("version") + 1, failures=failures, not_before=not_before))
+
+
 def standing(row: Target) -> Standing:
     """Return what was decided of a type so far."""
     return Standing(

@@ -126,6 +126,12 @@ class Target(models.Model):
     short_since = models.DateTimeField(_("short since"), null=True, blank=True)
     short_because = models.TextField(_("short because"), blank=True)
     busy = models.JSONField(null=True, blank=True, help_text=_("Jobs by server, as the load told them last."))
+    failures = models.PositiveIntegerField(
+        _("failures"), default=0, help_text=_("In a row: its servers were up, and soon down again.")
+    )
+    not_before = models.DateTimeField(
+        _("not before"), null=True, blank=True, help_text=_("Nothing of it is created until then.")
+    )
     registered_at = models.DateTimeField(
         _("registered at"),
         null=True,

@@ -113,7 +113,9 @@ def _seen(visit: Visit, server: Server, machine: Machine, now: datetime) -> None
     has_stopped = machine.state is MachineState.STOPPED
     if server.status == Status.NEW:
         return
-    if server.status == Status.RUNNING and has_stopped:
+    if has_stopped and visit.is_young(server, now):
+        visit.died_young(server, Status.ERRORED, f"its machine has stopped by itself ({machine.word})")
+    elif server.status == Status.RUNNING and has_stopped:
         visit.move(server, Status.STOPPING, f"its machine has stopped by itself ({machine.word})", called_at=now)
     elif server.status == Status.STARTING and has_stopped:
         visit.setback()

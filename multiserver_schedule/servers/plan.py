@@ -62,6 +62,8 @@ class Needs:
     """Servers that are older are replaced, one at a time; None: they may grow as old as they like."""
     drains: bool = False
     """Do its servers end their work before they go? Said in the words for people; the choice is the same."""
+    closed: str = ""
+    """Why none is made now, wherever there is room ("" when they may be), such as "its servers did not live"."""
     left_alone: str = ""
     """Why nothing is done about its servers by whoever plans now; "": they are planned for."""
 
@@ -125,6 +127,7 @@ def plan(needs: Needs, known: Sequence[Known], rooms: Mapping[str, Room], now: d
       ``ClosestToNextInstanceHour`` of EC2 Auto Scaling has it; without a period, the newest.
     - ``new`` for more than ``PATIENCE`` at a provider that is closed, or over its limit, while another one has room:
       made there instead. What it leaves behind was never begun, so nothing is lost, and the newcomer is patient, too.
+    - A type that is ``closed``: none is made, for whatever reason, and those that go do so as ever.
     - Older than ``max_age``: first among those that run to go, and replaced one at a time, when all servers of the type
       run and are as many as are wanted. While one more than wanted is there, and some do not run yet, nobody goes:
       once all run, the old one does. So capacity does not fall, except where no provider has room for one more: there
@@ -135,7 +138,7 @@ def plan(needs: Needs, known: Sequence[Known], rooms: Mapping[str, Room], now: d
     servers = sorted(known, key=lambda server: (server.since, server.name))
     there = [server for server in servers if _is_provisioned(server)]
     aged = _aged(needs, there, now)
-    places = _Places(needs.providers, rooms, servers)
+    places = _Places(needs, rooms, servers)
     summary = f"{needs.wanted} wanted, {len(there)} there or on the way"
     if needs.left_alone:
         return Plan(why=f"{summary}: {needs.left_alone}")
@@ -269,8 +272,9 @@ def _because(server: Known, needs: Needs, aged: Mapping[str, str], now: datetime
 class _Places:
     """What room there is at each provider, and what of it this plan has taken."""
 
-    def __init__(self, providers: Sequence[str], rooms: Mapping[str, Room], servers: Sequence[Known]) -> None:
-        self.providers = tuple(dict.fromkeys(providers))
+    def __init__(self, needs: Needs, rooms: Mapping[str, Room], servers: Sequence[Known]) -> None:
+        self.providers = tuple(dict.fromkeys(needs.providers))
+        self.closed = needs.closed
         self.rooms = rooms
         self.taken: Counter[str] = Counter()
         self.waiting = Counter(server.provider for server in servers if server.status == Status.NEW)
@@ -279,6 +283,8 @@ class _Places:
     def take(self, count: int) -> list[str]:
         """Take up to so many places, and return whose they are."""
         found: list[str] = []
+        if self.closed:
+            return found
         for provider in self.providers:
             room = self.rooms.get(provider)
             if room is not None and not room.closed:
@@ -313,7 +319,7 @@ class _Places:
         """Return the first whose place would be free for this type when it is gone, and nowhere is trouble."""
         rooms = [self.rooms.get(provider) for provider in self.providers]
         fit = {room.provider for room in rooms if room is not None and room.used <= room.limit}
-        if any(room is None or room.closed for room in rooms):
+        if self.closed or any(room is None or room.closed for room in rooms):
             return None
         return next((server for server in servers if server.provider in fit), None)
 
@@ -335,4 +341,4 @@ class _Places:
 
     def why_none(self) -> str:
         """Return why there is no room anywhere."""
-        return "; ".join(map(self.state, self.providers)) or "no provider is named for this type"
+        return self.closed or "; ".join(map(self.state, self.providers)) or "no provider is named for this type"

@@ -144,7 +144,16 @@ def needs_of(
         billing_period=kind.billing_period,
         max_age=kind.max_age,
         drains=kind.drain is not None,
+        closed=_waits(row, now) if row else "",
     )
+
+
+def _waits(row: Target, now: datetime) -> str:
+    """Say why nothing of a type is made now."""
+    if row.not_before is None or row.not_before <= now:
+        return ""
+    times = "once" if row.failures == 1 else f"{row.failures} times in a row"
+    return f"none is made until {short(row.not_before)}, since its servers were up and soon down again, {times}"
 
 
 def creates_at(provider: str, *, now: datetime) -> bool:

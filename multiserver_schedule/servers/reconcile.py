@@ -388,9 +388,14 @@ class _Pass:
 
     def _is_it_gone(self, server: Server, is_gone: bool) -> None:
         if is_gone:
+            reason = f"its machine is gone at {self.name}, and not by us"
+            if self.visit.is_young(server, server.missing_since or self.clock()):
+                self.visit.died_young(server, Status.DELETED, reason)
+                logger.error("%s did not live: %s", server.name, server.reason)
+                return
             if server.status == Status.STARTING:
                 self.visit.setback()
-            self.visit.move(server, Status.DELETED, f"its machine is gone at {self.name}, and not by us")
+            self.visit.move(server, Status.DELETED, reason)
         else:
             ledger.change(server, missing_since=None, next_step_at=self.clock())
 

@@ -56,7 +56,8 @@ TRANSITIONS: Final = {
     Status.NEW: {Status.STARTING, Status.DELETED},
     # Back to new: the provider said that it has no room, and so has made nothing.
     Status.STARTING: {Status.RUNNING, Status.NEW, Status.STOPPING, Status.ERRORED, Status.HANGING, Status.DELETED},
-    Status.RUNNING: {Status.DRAINING, Status.REBOOTING, Status.STOPPING, Status.DELETED},
+    # Errored: it has stopped, and had hardly begun to work.
+    Status.RUNNING: {Status.DRAINING, Status.REBOOTING, Status.STOPPING, Status.ERRORED, Status.DELETED},
     Status.REBOOTING: {
         Status.RUNNING,
         Status.DRAINING,

@@ -148,6 +148,31 @@ class Visit:
         """Return until when a provider is left alone after one failure more."""
         return self.clock() + backoff(row.failures + 1, self.settings.poll, MOST_BACKOFF)
 
+    # -- a type's row -------------------------------------------------------------------------------------------------
+
+    def is_young(self, server: Server, at: datetime) -> bool:
+        """Say whether a server that works had hardly begun to, at a time: then something is wrong with its type."""
+        if server.status != Status.RUNNING or server.running_at is None:
+            return False
+        return at - server.running_at < self.settings.hanging_after
+
+    def died_young(self, server: Server, to: Status, reason: str) -> None:
+        """
+        Note that a server was up, and soon down again, and let its type wait before another one is made.
+
+        The type waits and not the provider: that does what it is asked for, and other types work there. What came up
+        together dies together: as long as the type waits, that is one failure.
+        """
+        now = self.clock()
+        reason = f"{reason}, {distance(now - (server.running_at or now))} after it was up"
+        values = {"error": reason, "error_at": now, "failed_as": Status.ERRORED.value}
+        row = ledger.target(server.type)
+        if self.move(server, to, reason, **values) and not (row.not_before and row.not_before > now):
+            # Whatever was made when the last wait was over would be seen to have died by then.
+            is_next = row.not_before is not None and now - row.not_before < 3 * self.settings.hanging_after
+            failures = row.failures + 1 if is_next else 1
+            ledger.set_back(row, failures, now + backoff(failures, self.settings.poll, MOST_BACKOFF))
+
     # -- a server's row -----------------------------------------------------------------------------------------------
 
     def move(self, server: Server, to: Status, reason: str, **values: Any) -> bool:

@@ -544,3 +544,11 @@ def test_by_and_by_every_server_that_is_too_old_goes_whatever_room_there_is() ->
 def test_nothing_is_done_about_servers_that_are_left_alone() -> None:
     left = planned(0, "w1 running; w2 new 1h", "up 2/5", left_alone="another version knows it")
     assert (words(left), left.why) == ("", "0 wanted, 2 there or on the way: another version knows it")
+
+
+def test_nothing_is_made_of_a_type_that_has_to_wait_and_what_is_too_much_goes() -> None:
+    waits = planned(2, "w1 running", "up 1/5", closed="none is made until 12:03:20Z")
+    assert words(waits) == "short 1"
+    assert waits.short is not None and waits.short.why.endswith("; none is made until 12:03:20Z")
+    assert words(planned(1, "w1 running 9d", "up 1/5", closed="…", max_age=7 * DAY)) == ""
+    assert words(planned(0, "w1 running", "up 1/5", closed="…")) == "drain w1"

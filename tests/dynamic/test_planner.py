@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
+
 from multiserver_schedule.servers import fleet, ledger, operate, planner, types
 from multiserver_schedule.servers.fleet import ServerType
 
-from .conftest import POLL, Site
+from .conftest import MINUTE, POLL, Site
 
 
 def forget(name: str) -> None:
@@ -86,3 +90,89 @@ def test_the_list_says_why_servers_of_an_unknown_type_stay(site: Site) -> None:
     ledger.targets().update(registered_at=now - planner.UNKNOWN_FOR)
     [line] = operate.type_lines("new")
     assert (line.wanted, line.left_alone) == (0, "")
+
+
+# -- servers that do not live -----------------------------------------------------------------------------------------
+
+
+def crash(site: Site, type: str, state: str = "stopped") -> None:
+    """Let the machines of a type go down by themselves as soon as they are up."""
+    for id, machine in site.cloud.machines.items():
+        if machine["state"] == "running" and machine["name"].startswith(f"{type}-"):
+            site.cloud.put(id, state=state)
+
+
+@pytest.mark.parametrize("state", ["stopped", "gone"])
+def test_servers_that_die_soon_after_they_were_up_are_replaced_more_and_more_slowly(
+    site: Site, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.ensure(1)
+    with caplog.at_level(logging.ERROR, "multiserver_schedule.servers"):
+        for _ in range(180):  # an hour
+            site.reconcile()
+            crash(site, "default", state)
+            site.later()
+    assert 5 <= site.cloud.made <= 10, "after 20, 40, 80 … 600 s"
+    assert site.cloud.made - 1 <= len(caplog.records) <= site.cloud.made, "each is an error"
+    dead = site.servers("deleted")
+    assert {server.failed_as for server in dead} == {"errored"}
+    assert all("after it was up" in server.error for server in dead)
+
+
+def test_one_is_told_until_when_servers_that_do_not_live_are_not_replaced(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    crash(site, "default")
+    while not ledger.target("default").failures:
+        site.later()
+        site.reconcile()
+    assert "soon down again" in " ".join(operate.troubles())
+    assert "none is made until" in ledger.target("default").short_because
+
+
+def test_a_type_whose_servers_do_not_live_keeps_no_other_one_from_growing(site: Site) -> None:
+    """Nor is its provider taken for one that fails."""
+    fleet.register_server_type(ServerType("bad"))
+    fleet.register_server_type(ServerType("good"))
+    fleet.ensure(1, "bad")
+    for number in range(60):
+        site.reconcile()
+        crash(site, "bad")
+        site.later()
+        if number % 20 == 19:
+            fleet.increase(1, "good")
+            site.passes(1)
+            assert len([each for each in site.servers("running") if each.type == "good"]) == fleet.wanted_count("good")
+    assert ledger.provider("folder").failures == 0
+
+
+def test_a_server_that_dies_once_is_replaced_within_two_minutes_and_so_is_the_next_one_an_hour_later(
+    site: Site,
+) -> None:
+    fleet.ensure(2)
+    site.settle()
+    for _ in range(3):
+        crash(site, "default")
+        site.passes(6)
+        assert site.statuses() == {"running": 2}
+        site.passes(60, every=MINUTE)
+    assert ledger.target("default").failures == 1, "that of the beginning; the others had lived"
+
+
+def test_servers_that_come_up_and_die_together_are_one_failure(site: Site) -> None:
+    fleet.ensure(5)
+    site.settle()
+    crash(site, "default")
+    site.passes(4)
+    assert ledger.target("default").failures == 1
+    site.settle()
+    assert site.statuses() == {"running": 5}
+
+
+def test_an_outage_is_over_with_the_first_server_that_is_up(site: Site) -> None:
+    site.cloud.fail("create_server", "refused", times=4)
+    fleet.ensure(1)
+    site.passes(40)
+    assert site.statuses() == {"running": 1}
+    row = ledger.provider("folder")
+    assert (row.failures, row.not_before) == (0, None)

@@ -82,6 +82,23 @@ class Migration(migrations.Migration):
                     models.JSONField(blank=True, help_text="Jobs by server, as the load told them last.", null=True),
                 ),
                 (
+                    "failures",
+                    models.PositiveIntegerField(
+                        default=0,
+                        help_text="In a row: its servers were up, and soon down again.",
+                        verbose_name="failures",
+                    ),
+                ),
+                (
+                    "not_before",
+                    models.DateTimeField(
+                        blank=True,
+                        help_text="Nothing of it is created until then.",
+                        null=True,
+                        verbose_name="not before",
+                    ),
+                ),
+                (
                     "registered_at",
                     models.DateTimeField(
                         blank=True,
