@@ -7,6 +7,7 @@ Nothing here calls a provider.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .models import Decision, Provider, Server, Target, Transition
 
 _LABEL: Final = "multiserver_schedule_servers"
+_HOST: Final = re.compile("[a-z0-9](?:[a-z0-9-]{0,98}[a-z0-9])?")
 _TRIES: Final = 20
 _MERGED_WITHIN: Final = timedelta(minutes=5)
 """A decision that is older is not continued by an equal one: what was between them is not known."""
@@ -229,12 +231,17 @@ def create(type: str, provider: str, why: str, configure: Callable[[ServerInfo],
 
 
 def adopt(machine: Machine, provider: str, type: str, status: Status, reason: str, *, now: datetime) -> Server | None:
-    """Make the row of a machine that has none, in a status that leads to its end; None when it has one by now."""
+    """
+    Make the row of a machine that has none, in a status that leads to its end; None when it has one by now.
+
+    It gets the machine's name, where that is free: by it, a drain finds the worker.
+    """
     key = machine.key if machine.key and not servers().filter(key=machine.key).exists() else secrets.token_hex(6)
+    fits = _HOST.fullmatch(machine.name) and not servers().filter(name=machine.name).exists()
     try:
         with transaction.atomic(using=using()):
             server = servers().create(
-                name=f"orphan-{key}",
+                name=machine.name if fits else f"orphan-{key}",
                 key=key,
                 type=type,
                 provider=provider,

@@ -264,5 +264,6 @@ def _adopt(visit: Visit, machine: Machine, now: datetime) -> bool:
 
 
 def _type_of(machine: Machine, types: Mapping[str, Any]) -> str:
-    found = re.fullmatch(rf"(?:.*-)?({'|'.join(map(re.escape, types))})-[0-9a-f]+", machine.name)
-    return found[1] if found else ""
+    """Return the type that a machine's name says; none where it says another one, however alike: its drain differs."""
+    kind, _, key = machine.name.rpartition("-")
+    return kind if kind in types and re.fullmatch("[0-9a-f]+", key) else ""

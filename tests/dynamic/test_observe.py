@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from multiserver_schedule.servers import fleet, ledger, operate
+from multiserver_schedule.servers.entries import ServerInfo
 from multiserver_schedule.servers.fleet import ServerType
 
 from .conftest import MINUTE, Heard, Site
@@ -133,3 +134,40 @@ def test_a_machine_whose_row_was_closed_by_hand_is_ended_when_its_provider_is_ba
         site.later()
     assert site.cloud.machines == {}
     assert site.statuses() == {}
+
+
+def test_an_orphan_is_drained_under_the_name_of_its_machine(site: Site) -> None:
+    asked: list[str] = []
+    fleet.register_server_type(ServerType("worker").drain_with(lambda server: int(asked.append(server.name) or 0)))
+    site.cloud.put("m-stranger", key="abcdef", name="worker-abcdef")
+    site.settle()
+    assert asked == ["worker-abcdef"]
+    assert site.cloud.machines == {}
+
+
+@pytest.mark.parametrize("known", [("worker", "big-worker"), ("big-worker", "worker"), ("worker",)])
+def test_an_orphan_gets_the_drain_of_its_own_type_and_of_none_with_a_name_like_it(
+    site: Site, known: tuple[str, ...]
+) -> None:
+    asked: list[str] = []
+
+    def drain_of(name: str) -> Callable[[ServerInfo], int]:
+        return lambda server: asked.append(name) or 0
+
+    for name in known:
+        fleet.register_server_type(ServerType(name).drain_with(drain_of(name)))
+    site.cloud.put("m-stranger", key="5d2a41c09b7e", name="big-worker-5d2a41c09b7e")
+    site.settle()
+    assert asked == [name for name in known if name == "big-worker"]
+    assert site.cloud.machines == {}
+
+
+@pytest.mark.parametrize("name", ["", "Its Name & more", "x" * 101, "default-0123456789ab"])
+def test_an_orphan_whose_name_no_row_can_have_gets_one_of_its_own_and_is_ended(site: Site, name: str) -> None:
+    fleet.ensure(1)
+    site.settle()
+    ledger.servers().update(name="default-0123456789ab")
+    site.cloud.put("m-stranger", key="abcdef", name=name)
+    site.passes(8)
+    assert [server.name for server in site.servers("deleted")] == ["orphan-abcdef"]
+    assert len(site.cloud.machines) == 1
