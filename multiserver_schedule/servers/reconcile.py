@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +74,9 @@ class _Step:
     call: Callable[[BaseProvider], Any]
     then: Callable[[Server, Any], None]
     failed: Callable[[Server, Exception], None]
+    is_drain: bool = False
+    """Is its drain asked, and not the provider?"""
+    began: float = field(default_factory=time.monotonic)
 
 
 class _Pass:
@@ -127,22 +130,38 @@ class _Pass:
             fresh = [each for each in self._due() if each.pk not in busy and (each.pk, each.version) not in begun]
             if time.monotonic() >= self.until:
                 self.report.left, fresh = len(fresh), []
-            for server in fresh[: AT_ONCE - len(under_way)]:
+            drains = sum(step.is_drain for step in under_way.values())
+            for server in [
+                *[each for each in fresh if each.status == Status.DRAINING][: AT_ONCE - drains],
+                *[each for each in fresh if each.status != Status.DRAINING][: AT_ONCE - len(under_way) + drains],
+            ]:
                 begun.add((server.pk, server.version))
                 step = self._begin(server)
                 if step is not None:
-                    under_way[self.visit.calls.submit(step.call)] = step
+                    submit = self.visit.calls.submit_drain if step.is_drain else self.visit.calls.submit
+                    under_way[submit(step.call)] = step
             if not under_way:
                 if not fresh:
                     return
                 continue
-            done, _ = wait(under_way, timeout=self.visit.patience, return_when="FIRST_COMPLETED")
-            if not done:
+            done, _ = wait(under_way, timeout=self._until_late(under_way.values()), return_when="FIRST_COMPLETED")
+            for future in done:
+                self._finish(under_way.pop(future), future)
+            late = [future for future, step in under_way.items() if self._left(step) <= 0]
+            if any(not under_way[future].is_drain for future in late):
                 # Longer than it may take: the answers are unknown, as they stand in the rows.
                 self.visit.silent(ledger.provider(self.name))
                 return
-            for future in done:
-                self._finish(under_way.pop(future), future)
+            for future in late:
+                self._no_answer(under_way.pop(future))
+
+    def _left(self, step: _Step) -> float:
+        """Return for how many seconds its answer is waited for still."""
+        return step.began + self.visit.patience - time.monotonic()
+
+    def _until_late(self, steps: Iterable[_Step]) -> float:
+        """Return for how many seconds nothing is to be done if no answer comes; others may have a step before."""
+        return max(0, min(self.settings.poll.total_seconds(), *(self._left(step) for step in steps)))
 
     def _due(self) -> list[Server]:
         due = ledger.servers().filter(provider=self.name, next_step_at__lte=self.clock())
@@ -172,13 +191,14 @@ class _Pass:
         call: Callable[[BaseProvider], Any],
         then: Callable[[Server, Any], None],
         failed: Callable[[Server, Exception], None] | None = None,
+        is_drain: bool = False,
         **values: Any,
     ) -> _Step | None:
         """Write down that a call is about to be made; None when somebody else took the step first."""
         if not ledger.change(server, **{"next_step_at": self.clock() + self.answers_within, **values}):
             return None
         point("servers_before_call")
-        return _Step(server, call, then, failed or self._failed)
+        return _Step(server, call, then, failed or self._failed, is_drain)
 
     def _finish(self, step: _Step, future: Future[Any]) -> None:
         """Change the row to what came of the call."""
@@ -191,29 +211,39 @@ class _Pass:
             return
         step.then(server, answer)
 
+    def _no_answer(self, step: _Step) -> None:
+        """Note that a drain did not answer in time. Its provider has nothing to do with that: other steps go on."""
+        server, text = step.server, f"its drain did not answer within {distance(self.answers_within)}"
+        if text != server.error:
+            logger.warning("%s is %s, and %s.", server.name, server.status, text)
+        self._put_off(server, text)
+
     def _failed(self, server: Server, error: Exception, **values: Any) -> None:
         """Try again later, twice as late each time."""
+        self._note_error(server, error)
+        self._put_off(server, self.visit.told(error), error, **values)
+
+    def _put_off(self, server: Server, text: str, error: Exception | None = None, **values: Any) -> None:
         now = self.clock()
         again = backoff(server.attempts + 1, self.settings.poll, MOST_BACKOFF)
         if isinstance(error, ProviderBusy) and error.retry_after is not None:
             again = max(again, error.retry_after)
-        self._note_error(server, error)
         more = {
             "attempts": server.attempts + 1,
-            "error": self.visit.told(error),
+            "error": text,
             "error_at": now,
             "next_step_at": now + again,
         }
         ledger.change(server, **more, **values)
 
-    def _note_error(self, server: Server, error: Exception) -> None:
+    def _note_error(self, server: Server, error: Exception, by: str = "") -> None:
         """Log an error, once while it stays the same; one that no provider would raise on purpose with its place."""
         text = self.visit.told(error)
         if text != server.error:
             trace = ""
             if not isinstance(error, ProviderError | FleetError):
                 trace = without("\n" + "".join(traceback.format_exception(error)), self.limits.options)
-            logger.warning("%s is %s, and %s said: %s%s", server.name, server.status, self.name, text, trace)
+            logger.warning("%s is %s, and %s said: %s%s", server.name, server.status, by or self.name, text, trace)
 
     def _later(self, server: Server, **values: Any) -> None:
         ledger.change(server, **{"next_step_at": self.clock() + self.settings.poll, "attempts": 0, **values})
@@ -456,8 +486,14 @@ class _Pass:
             server,
             lambda provider: jobs_left(drain(info), drain),
             self._is_it_drained,
+            self._not_drained,
+            is_drain=True,
             called_at=server.called_at or now,
         )
+
+    def _not_drained(self, server: Server, error: Exception) -> None:
+        self._note_error(server, error, by="its drain")
+        self._put_off(server, self.visit.told(error), error)
 
     def _is_it_drained(self, server: Server, jobs: int) -> None:
         if jobs:

@@ -1,7 +1,8 @@
 """
 How is a provider called, and when is it left alone? What one pass has with it there: its calls, its clock, its report.
 
-A call is made in a thread, since it may hang: whoever waits for its answer does so for ``Visit.patience`` seconds.
+A call is made in a thread, since it may hang: whoever waits for its answer does so for ``Visit.patience`` seconds. So
+is a drain asked, in threads of their own: it is a project's code, and what hangs there takes up no place of a call.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("multiserver_schedule.servers")
 
 AT_ONCE: Final = 8
-"""Calls to one provider that are under way at the same time."""
+"""Calls to one provider that are under way at the same time, and as many to drains."""
 MOST_BACKOFF: Final = timedelta(minutes=10)
 ANSWERS_WITHIN: Final = timedelta(minutes=1)
 """Nobody takes a step a second time before: a call that is under way has to have ended by then."""
@@ -68,10 +69,15 @@ class Calls:
         self.name = name
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"provider-{name}")
+        self._drains = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"drain-{name}")
 
     def submit(self, do: Callable[[BaseProvider], Any]) -> Future[Any]:
         """Begin a call, and return what its answer or error will be in."""
         return self._pool.submit(self._call, do)
+
+    def submit_drain(self, do: Callable[[BaseProvider], Any]) -> Future[Any]:
+        """Begin to ask a drain, and return what its answer or error will be in."""
+        return self._drains.submit(self._call, do)
 
     def _call(self, do: Callable[[BaseProvider], Any]) -> Any:
         if not hasattr(self._own, "provider"):
@@ -85,7 +91,8 @@ class Calls:
     def close(self) -> None:
         """Begin no further call."""
         # What hangs is not waited for: this process ends with the pass.
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._drains):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Visit:

@@ -16,6 +16,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from multiserver_schedule.servers import fleet, ledger, visit
+from multiserver_schedule.servers.entries import ServerInfo
 from multiserver_schedule.servers.fleet import ServerType
 
 from ..fleet.harness import HISTORY_IN_SQLITE
@@ -246,6 +247,68 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(site: Site, patience: 
     let_calls_end()
     calm(site)
     agrees(site, 0)
+
+
+@pytest.fixture
+def stuck(patience: None) -> Iterator[Callable[[ServerInfo], int]]:
+    """Return a drain that has no limit of its own, and ends with the test."""
+    over = threading.Event()
+
+    def drain(server: ServerInfo) -> int:
+        over.wait(20)
+        return 0
+
+    yield drain
+    over.set()
+
+
+@ON_SQLITE
+def test_a_drain_that_hangs_is_said_of_its_server_and_not_of_the_provider(
+    site: Site, stuck: Callable[[ServerInfo], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.register_server_type(ServerType("default").drain_with(stuck))
+    fleet.ensure(1)
+    site.settle()
+    fleet.ensure(0)
+    with caplog.at_level(logging.WARNING, "multiserver_schedule.servers"):
+        site.passes(2)
+    [server] = site.servers("draining")
+    assert server.error.startswith("its drain did not answer within")
+    assert server.next_step_at > site.now - POLL, "and is asked again"
+    row = ledger.provider("folder")
+    assert (row.trouble, row.failures, row.not_before) == ("", 0, None)
+    assert [record.getMessage() for record in caplog.records] == [f"{server.name} is draining, and {server.error}."]
+    site.passes(60)
+    assert site.cloud.machines == {}, "its limit holds"
+
+
+@ON_SQLITE
+def test_while_drains_hang_the_steps_of_other_servers_go_on(site: Site, stuck: Callable[[ServerInfo], int]) -> None:
+    site.options(MAX_SERVERS=30)
+    fleet.register_server_type(ServerType("default").drain_with(stuck))
+    fleet.register_server_type(ServerType("other"))
+    fleet.ensure(9)  # more than are asked at once
+    fleet.ensure(2, "other")
+    site.settle()
+    fleet.ensure(0)
+    fleet.ensure(12, "other")
+    report = site.reconcile()
+    assert report.trouble == ""
+    assert len([server for server in site.servers("running") if server.type == "other"]) == 12
+
+
+@ON_SQLITE
+def test_a_provider_that_does_not_answer_is_seen_beside_a_drain_that_hangs(
+    site: Site, stuck: Callable[[ServerInfo], int]
+) -> None:
+    fleet.register_server_type(ServerType("default").drain_with(stuck))
+    fleet.ensure(1)
+    site.settle()
+    fleet.ensure(0)
+    fleet.register_server_type(ServerType("other"))
+    fleet.ensure(1, "other")
+    slow(site, "create_server", 2.0, times=1)
+    assert "no answer" in site.reconcile().trouble
 
 
 # -- what people see ---------------------------------------------------------------------------------------------------
