@@ -508,7 +508,11 @@ class _Pass:
         # Asked again now and then, as a deletion is: whoever was to ask may have died before it did.
         if server.called_at is None or now - server.called_at >= 3 * self.settings.poll:
             return self._taken(
-                server, lambda provider: provider.stop_server(machine_id), self._stop_was_asked, called_at=now
+                server,
+                lambda provider: provider.stop_server(machine_id),
+                self._stop_was_asked,
+                self._not_stopped,
+                called_at=now,
             )
         return self._taken(
             server,
@@ -519,6 +523,16 @@ class _Pass:
 
     def _stop_was_asked(self, server: Server, answer: None) -> None:
         ledger.change(server, next_step_at=self.clock(), attempts=0)
+
+    def _not_stopped(self, server: Server, error: Exception) -> None:
+        """Delete as it is what will never be stopped: to wait would change nothing but the bill."""
+        if isinstance(error, ProviderRefused):
+            self._note_error(server, error)
+            text = self.visit.told(error)
+            reason = f"deleted without being stopped: {text}"
+            self.visit.move(server, Status.DELETING, reason, error=text, error_at=self.clock())
+        else:
+            self._failed(server, error)
 
     def _is_it_down(self, server: Server, is_down: bool) -> None:
         if is_down:

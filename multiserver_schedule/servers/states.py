@@ -67,7 +67,8 @@ TRANSITIONS: Final = {
         Status.DELETED,
     },
     Status.DRAINING: {Status.STOPPING, Status.REBOOTING, Status.DELETED},
-    Status.STOPPING: {Status.STOPPED, Status.HANGING, Status.DELETED},
+    # Deleting: its provider stops no machine, or not this one.
+    Status.STOPPING: {Status.STOPPED, Status.DELETING, Status.HANGING, Status.DELETED},
     Status.STOPPED: {Status.DELETING, Status.DELETED},
     Status.DELETING: {Status.DELETED, Status.HANGING},
     # Deleted without being stopped first: that is not known to work with them.

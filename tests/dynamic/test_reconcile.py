@@ -425,3 +425,19 @@ def test_a_machine_that_ends_before_it_is_up_is_an_error_and_replaced_with_patie
         site.later()
     assert 2 <= len(errored) <= 6
     assert "stopped before it was up" in site.servers("deleted")[0].error
+
+
+def test_a_server_that_its_provider_will_not_stop_is_deleted_at_once_and_has_not_failed(
+    site: Site, heard: Callable[..., Heard]
+) -> None:
+    """As with a driver that has no stop: ten minutes more would cost money, and end as an error."""
+    hanging = heard("server_hanging")
+    fleet.ensure(1)
+    site.settle()
+    site.cloud.fail("stop_server", "refused", times=1000)
+    fleet.ensure(0)
+    site.passes(3)
+    assert site.cloud.machines == {}
+    [server] = site.servers()
+    assert (server.status, server.failed_as, hanging) == ("deleted", "", [])
+    assert "without being stopped: stop_server: refused" in server.transitions.get(status="deleting").reason
