@@ -260,12 +260,7 @@ def check_declarations(app_configs: Any = None, **options: Any) -> list[CheckMes
     except ScheduleError:
         return []
     found: list[CheckMessage] = [
-        Error(
-            f"{broken.module} cannot be read: {broken.error}",
-            hint=broken.traceback,
-            id="multiserver_schedule.E010",
-        )
-        for broken in discover_errors()
+        Error(str(broken), hint=broken.traceback, id="multiserver_schedule.E010") for broken in discover_errors()
     ]
     if found:
         return found

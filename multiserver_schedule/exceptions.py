@@ -13,6 +13,10 @@ class DeclarationError(ScheduleError, ImproperlyConfigured):
     """A declaration in a ``schedule.py`` is wrong; the message names its file and line and what to write instead."""
 
 
+class UnknownWord(DeclarationError, AttributeError):
+    """No declaration knows this word. An AttributeError, too: who asks whether it is there, gets the usual answer."""
+
+
 class ConfigurationError(ScheduleError, ImproperlyConfigured):
     """``settings.MULTISERVER_SCHEDULE`` is wrong; the message names the key and what to write instead."""
 

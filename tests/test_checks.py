@@ -132,6 +132,31 @@ def test_a_broken_schedule_is_an_error_that_shows_its_traceback(settings: Any) -
     assert "no_such_module_of_somebody" in str(error.hint) and "Traceback" in str(error.hint)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('schedule.command("a").every_five_minute()', ["Did you mean .every_five_minutes()?"]),
+        ("schedule.hourly()", ["no declaration starts with schedule.hourly"]),
+        ('schedule.exec("pg_dump", "-Fc")', ["schedule.exec(): too many positional arguments"]),
+        ("schedule.call(refresh)", ["NameError: name 'refresh' is not defined"]),
+    ],
+)
+def test_a_mistake_in_a_schedule_is_told_with_its_file_and_line(
+    text: str, said: list[str], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"mistaken_{abs(hash(text))}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    (tmp_path / package / "schedule.py").write_text(f"from multiserver_schedule import schedule\n\n{text}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.ROOT_URLCONF = f"{package}.urls"
+    with override_settings(MULTISERVER_SCHEDULE={}):
+        [error] = run_checks(tags=["multiserver_schedule"])
+    assert error.id == "multiserver_schedule.E010"
+    place = f"{package}.schedule cannot be read: {tmp_path / package / 'schedule.py'}:3: "
+    assert [part for part in (place, *said) if part not in error.msg] == []
+
+
 def test_a_command_that_is_not_there_is_an_error_that_names_the_nearest() -> None:
     schedule.command("clearsesions").daily()
     with override_settings(MULTISERVER_SCHEDULE={}):

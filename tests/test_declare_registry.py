@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import runpy
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -268,7 +270,16 @@ class CeleryTask:
         (lambda: schedule.command(5), "5 is not the name of a command"),  # type: ignore[arg-type]
         (lambda: schedule.command("loaddata rates"), r'stands alone.*Write schedule\.command\("loaddata", "rates"\)'),
         (lambda: schedule.command(""), "stands alone"),
-        (lambda: schedule.call(refresh()), "without calling it"),  # type: ignore[func-returns-value,arg-type]
+        (lambda: schedule.call(refresh()), r"schedule\.call\(None\): .*without calling it"),  # type: ignore[func-returns-value,arg-type]
+        (lambda: schedule.call(), r"schedule\.call\(\): missing .*'function'.*Write schedule\.call\("),  # type: ignore[call-arg]
+        (lambda: schedule.exec("pg_dump", "-Fc"), r'exec\(\): too many .*schedule\.exec\(\["pg_dump", "-Fc"'),  # type: ignore[call-arg]
+        (lambda: schedule.command(), r"schedule\.command\(\): missing .*Write schedule\.command\("),  # type: ignore[call-arg]
+        (lambda: schedule.task(title="a.b"), r"schedule\.task\(\): .*'title'.*Write @schedule\.task\(\)"),  # type: ignore[call-arg]
+        (lambda: schedule.group("UTC"), r"schedule\.group\(\): too many .*Write schedule\.group\(timezone="),  # type: ignore[call-arg]
+        (lambda: schedule.comand("a"), r"schedule\.comand\. Did you mean schedule\.command\(\)\?"),  # type: ignore[attr-defined]
+        (lambda: schedule.hourly(), r"starts with schedule\.hourly\. Write @schedule\.task\(\)\.hourly\("),  # type: ignore[attr-defined]
+        (lambda: schedule.hourley(), r"starts with schedule\.hourley\. Write @schedule\.task\(\)\.hourly\("),  # type: ignore[attr-defined]
+        (lambda: schedule.qqqqqqqqqqqq(), r"It starts with command, call, exec, task, group\."),  # type: ignore[attr-defined]
         (lambda: schedule.call("refresh"), "not a dotted path"),
         (lambda: schedule.call("shop.rates:refresh"), "not a dotted path"),
         (lambda: schedule.call(DjangoTask()), r"task of a queue.*schedule\.enqueue"),  # type: ignore[arg-type]
@@ -280,6 +291,27 @@ class CeleryTask:
 def test_a_wrong_start_is_refused_where_it_stands(declare: Callable[[], Any], message: str) -> None:
     with pytest.raises(DeclarationError, match=rf"^{__file__}:\d+: .*{message}"):
         declare()
+
+
+def test_to_ask_for_what_is_not_there_is_answered_as_anywhere() -> None:
+    """By copies, pickles and mocks, which look for their own names; and by whoever looks before they call."""
+    declaration = schedule.command("a").hourly()
+    for each in (schedule, declaration):
+        assert [name for name in ("_pytestfixturefunction", "__wrapped__", "no_such_word") if hasattr(each, name)] == []
+        assert getattr(each, "no_such_word", 5) == 5
+        assert type(copy.copy(each)) is type(each)
+        with pytest.raises(AttributeError, match="object has no attribute '_wrapped'"):
+            each._wrapped  # type: ignore[attr-defined]  # noqa: B018
+    assert mock.create_autospec(declaration, instance=True).weekdays
+
+
+def test_what_goes_wrong_inside_a_start_stays_what_it_was() -> None:
+    class Path:
+        def __fspath__(self) -> str:
+            raise TypeError("of somebody's own")
+
+    with pytest.raises(TypeError, match="of somebody's own"):
+        schedule.exec([Path()])  # type: ignore[list-item]
 
 
 def test_a_real_task_of_django_is_refused() -> None:

@@ -111,6 +111,7 @@ def test_what_can_run_has_no_problem(declare: Callable[[], Any]) -> None:
         (lambda: schedule.call(f"{HERE}.refresh").hourly(), ["cannot be called so", "'base'"]),
         (lambda: schedule.call(refresh, "EUR", slow=True).hourly(), ["cannot be called so", "'slow'"]),
         (lambda: schedule.task().hourly()(refresh), ["cannot be called so", "'base'"]),
+        (lambda: schedule.task().hourly()(of_a_run), ["'run'", "from multiserver_schedule.current_run()"]),
         (lambda: schedule.call(generator).hourly(), ["generator"]),
         (lambda: schedule.call(generator_later).hourly(), ["generator"]),
         (lambda: schedule.call(later).hourly().when(refresh), [".when(): ", "'base'"]),  # type: ignore[arg-type]

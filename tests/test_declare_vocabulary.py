@@ -339,6 +339,8 @@ WRONG: list[tuple[Say, tuple[str, ...]]] = [
     (lambda s: s.hourly().between("8:00", "8:00"), ("starts where it ends",)),
     (lambda s: s.hourly().between("8:00", "24:00"), ("'24:00' is no time of day",)),
     (lambda s: s.hourly().between("8:00"), (".between()", "'end'", "(start, end)")),  # type: ignore[call-arg]
+    (lambda s: s.every_five_minute(), ("no word .every_five_minute.", "Did you mean .every_five_minutes()?")),  # type: ignore[attr-defined]
+    (lambda s: s.hourly().qqqqqqqqqqqq(), ("no word .qqqqqqqqqqqq.", "README")),  # type: ignore[attr-defined]
     (lambda s: s.hourly("9:00"), (".hourly()", "too many")),  # type: ignore[call-arg]
     (lambda s: s.daily_at(hour=3), (".daily_at()", "(time)")),  # type: ignore[call-arg]
     (lambda s: s.hourly().timezone("Europe/Berln"), ("'Europe/Berln' is no time zone", "'Europe/Berlin'")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,21 +16,36 @@ from django.conf import settings
 from django.utils.module_loading import module_has_submodule
 
 from .. import conf
+from ..exceptions import DeclarationError
 from .registry import Registry
 
 MODULE: Final = "schedule"
 OURS: Final[tuple[str, ...]] = ("multiserver_schedule.housekeeping",)
 """Modules of this package that declare tasks, too, unless HOUSEKEEPING is False."""
+_PLACES: Final = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib")})
+_PACKAGE: Final = os.path.join(os.path.dirname(conf.__file__), "")
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A module whose declarations cannot be had."""
+    """A module whose declarations cannot be had; as a text, in one line, where and why."""
 
     module: str
     error: Exception
     traceback: str
     """Of wrong declarations, which say their own lines, the message alone."""
+
+    def __str__(self) -> str:
+        error = self.error
+        if isinstance(error, DeclarationError):
+            return f"{self.module} cannot be read: {' '.join(str(error).split())}"  # it says where itself
+        where, text = "", f"{type(error).__name__}: {error}"
+        if isinstance(error, SyntaxError) and error.filename:
+            where, text = f"{error.filename}:{error.lineno}: ", f"{type(error).__name__}: {error.msg}"
+        else:
+            lines = [line for line in traceback.extract_tb(error.__traceback__) if _is_the_projects(line.filename)]
+            where = f"{lines[-1].filename}:{lines[-1].lineno}: " if lines else ""
+        return f"{self.module} cannot be read: {where}{' '.join(text.split()).rstrip(': .')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,10 @@ def discover(registry: Registry, *, collect: bool = False) -> Discovered:
         if any(module == each or module.startswith(f"{each}.") for each in found):
             broken.append(Broken(module, wrong, str(wrong)))
     return Discovered(tuple(searched), tuple(found), tuple(broken))
+
+
+def _is_the_projects(file: str) -> bool:
+    return not file.startswith(("<", _PACKAGE, *_PLACES))
 
 
 def _packages() -> Iterator[ModuleType]:

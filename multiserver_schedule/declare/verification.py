@@ -77,6 +77,8 @@ def _function(
             signature.bind(*args, **kwargs, **named)
         except TypeError as error:
             told = f" It is offered {', '.join(offered)} by name." if offered else ""
+            if not offered and "'run'" in str(error):
+                told = " A run is not given to it: it gets it from multiserver_schedule.current_run()."
             yield f"{name} cannot be called so: {error}.{told}"
 
 

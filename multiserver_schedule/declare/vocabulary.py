@@ -9,12 +9,13 @@ sentence can show goes to ``Draft.finish``. Its row in ``tests/test_declare_voca
 
 from __future__ import annotations
 
-import difflib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 from ..entries import ScheduledTask
+from ..exceptions import DeclarationError, UnknownWord
 from .across import Coordination
 from .around import Surroundings
 from .draft import NAME, NAME_RULE, Draft
@@ -23,13 +24,14 @@ from .registry import Registry
 from .sources import Source, caller
 from .when import Restrictions
 from .whether import Conditions
-from .words import WORDS, word
+from .words import WHERE_WORDS_ARE, WORDS, Method, misfit, nearest, no_attribute, word
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+STARTS: Final = ("command", "call", "exec", "task", "group")
 OURS: Final = "Call a function that puts it on the queue; schedule.enqueue is reserved for queues, and comes later."
 
 
@@ -76,6 +78,25 @@ class Decorator(Declaration):
         return function
 
 
+def starts(example: str) -> Callable[[Method], Method]:
+    """Make a method one that starts a declaration: the ``example`` is told to who gives it too much or too little."""
+
+    def of(method: Method) -> Method:
+        @functools.wraps(method)
+        def start(self: Schedule, /, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(self, *args, **kwargs)
+            except TypeError as error:
+                if wrong := misfit(method, self, *args, **kwargs):
+                    text = f"{caller()}: schedule.{method.__name__}(): {wrong}. Write {example}."
+                    raise DeclarationError(text) from error
+                raise
+
+        return cast(Method, start)
+
+    return of
+
+
 class Schedule:
     """
     The object ``schedule``: starts each declaration, and holds what was declared.
@@ -97,9 +118,10 @@ class Schedule:
         """
         return self._registry.tasks
 
+    @starts('schedule.command("clearsessions")')
     def command(self, name: str, /, *args: object, **options: object) -> Declaration:
         """Declare a run of this management command, with arguments and options as ``call_command`` takes them."""
-        draft = Draft(caller(), "command", name, args, options)
+        draft = Draft(caller(2), "command", name, args, options)
         if not isinstance(name, str):
             draft.fail(f"{name!r} is not the name of a command", 'Write schedule.command("clearsessions").')
         if not name.strip() or len(name.split()) != 1 or name != name.strip():
@@ -108,28 +130,31 @@ class Schedule:
             draft.fail("the name of a command stands alone", f"Write schedule.command({shape}).")
         return self._declare(draft)
 
+    @starts('schedule.call("shop.rates.refresh")')
     def call(self, function: Callable[..., object] | str, /, *args: object, **kwargs: object) -> Declaration:
         """
         Declare a call of this function, ``async def`` too, or of the one at this dotted path, with these arguments.
 
         A dotted path is imported where it runs, not when it is declared.
         """
-        draft = Draft(caller(), "call", function, args, kwargs)
+        draft = Draft(caller(2), "call", function, args, kwargs)
         if is_queue_task(function):
             draft.fail("this is a task of a queue", OURS)
         if isinstance(function, str):
             if not all(part.isidentifier() for part in function.split(".")) or "." not in function:
                 draft.fail("this is not a dotted path", 'Write schedule.call("shop.rates.refresh").')
         elif not callable(function):
-            draft.fail(
-                f"{function!r} is neither a function nor a dotted path",
-                "Give the function itself, without calling it; its arguments come after it.",
+            # Not as the draft says it, which is the decorator's where there is no function.
+            raise DeclarationError(
+                f"{draft.source}: schedule.call({function!r}): this is neither a function nor a dotted path. "
+                "Give the function itself, without calling it; its arguments come after it."
             )
         return self._declare(draft)
 
+    @starts('schedule.exec(["pg_dump", "-Fc", "shop"])')
     def exec(self, program: Sequence[str | os.PathLike[str]], /) -> Declaration:
         """Declare a run of a program: a list of it and its arguments. No shell reads it."""
-        source = caller()
+        source = caller(2)
         if isinstance(program, (str, bytes)) or not isinstance(program, Sequence) or not program:
             words = program.split() if isinstance(program, str) else []
             shape = list(words) or ["pg_dump", "-Fc", "shop"]
@@ -144,13 +169,14 @@ class Schedule:
             parts.append(text)
         return self._declare(Draft(source, "exec", tuple(parts)))
 
+    @starts("@schedule.task()")
     def task(self, name: str | None = None) -> Decorator:
         """
         Declare the function below: ``@schedule.task().hourly()``. The function stays what it is.
 
         ``name`` is short for ``.name(…)``.
         """
-        draft = Draft(caller(), "call", None)
+        draft = Draft(caller(2), "call", None)
         if callable(name):
             draft.target = name
             draft.fail("@schedule.task was used without parentheses", "Write @schedule.task().hourly().")
@@ -160,6 +186,7 @@ class Schedule:
         self._registry.declare(draft)
         return decorator
 
+    @starts('schedule.group(timezone="UTC", weekdays=True)')
     def group(self, **words: object) -> Group:
         """
         Say these words of all that is declared in a ``with`` block; what a declaration says itself goes before.
@@ -168,7 +195,7 @@ class Schedule:
         tuple its arguments, a dict its arguments by their names, anything else its one argument. Groups nest: an inner
         one goes before an outer one, and what may be repeated (hooks, pings, mails, conditions) adds up.
         """
-        source = caller()
+        source = caller(2)
         said = _InAGroup(source)
         sayings = tuple(_saying(said, name, value) for name, value in words.items())
         for saying in sayings:
@@ -185,6 +212,21 @@ class Schedule:
     def _declare(self, draft: Draft) -> Declaration:
         self._registry.declare(draft)
         return Declaration(draft)
+
+    if not TYPE_CHECKING:  # a type checker would take every word for known
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):
+                raise no_attribute(self, name)
+            start = "" if name in WORDS else nearest(name, STARTS)
+            close = nearest(name, WORDS)
+            if start:
+                instead = f"Did you mean schedule.{start}()?"
+            elif close:
+                instead = f'Write @schedule.task().{close}(…), or schedule.command("clearsessions").{close}(…).'
+            else:
+                instead = f"It starts with {', '.join(STARTS)}. {WHERE_WORDS_ARE}."
+            raise UnknownWord(f"{caller()}: no declaration starts with schedule.{name}. {instead}")
 
 
 class _InAGroup(Draft):
@@ -204,10 +246,10 @@ def _saying(said: Draft, name: str, value: object) -> Saying:
     if name == "name":
         said.fail("a name is one task's", "Say .name() of each.")
     if known is None:
-        close = difflib.get_close_matches(name, WORDS, n=1)
+        close = nearest(name, WORDS)
         said.fail(
             f"there is no word {name!r}",
-            f"Did you mean {close[0]!r}?" if close else "Write words of a declaration, as in timezone='UTC'.",
+            f"Did you mean {close!r}?" if close else "Write words of a declaration, as in timezone='UTC'.",
         )
     args: tuple[Any, ...] = () if value is True else value if isinstance(value, tuple) else (value,)
     kwargs: dict[str, Any] = {}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
+from ..exceptions import UnknownWord
 from .draft import Draft
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -26,6 +28,7 @@ class Word:
 
 WORDS: Final[dict[str, Word]] = {}
 """All of them, by their names."""
+WHERE_WORDS_ARE: Final = "The README lists the words, under Declaring"
 
 
 def word(*, frequency: bool = False, repeats: bool = False, asks: bool = False) -> Callable[[Method], Method]:
@@ -78,6 +81,15 @@ class Words:
 
     def __repr__(self) -> str:
         return f"<{self._draft} at {self._draft.source}>"
+
+    if not TYPE_CHECKING:  # a type checker would take every word for known
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):
+                raise no_attribute(self, name)
+            close = nearest(name, WORDS)
+            instead = f"Did you mean .{close}()?" if close else f"{WHERE_WORDS_ARE}."
+            raise UnknownWord(str(self._draft.error(f"there is no word .{name}. {instead}")))
 
     def _fail(self, wrong: str, instead: str, cause: BaseException | None = None) -> NoReturn:
         self._draft.fail(wrong, instead, cause)
@@ -134,14 +146,31 @@ class Words:
         self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: TypeError
     ) -> NoReturn:
         """Tell of a word that was given too much, too little or wrong names; any other TypeError goes on."""
-        signature = inspect.signature(method)
-        try:
-            signature.bind(self, *args, **kwargs)
-        except TypeError as misfit:
+        if wrong := misfit(method, self, *args, **kwargs):
+            signature = inspect.signature(method)
             plain = [
                 parameter.replace(annotation=inspect.Parameter.empty)
                 for parameter in list(signature.parameters.values())[1:]
             ]
             shape = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
-            self._fail(f".{method.__name__}(): {misfit}", f"It is .{method.__name__}{shape}.", error)
+            self._fail(f".{method.__name__}(): {wrong}", f"It is .{method.__name__}{shape}.", error)
         raise error
+
+
+def misfit(method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> str:
+    """Say why a method cannot be called so; "" where it can, and what it raised is its own."""
+    try:
+        inspect.signature(method).bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known word that was probably meant; "" where none is like it."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
+
+
+def no_attribute(of: object, name: str) -> AttributeError:
+    """Return what Python itself raises: a name with an underscore is no word, but what copy, pickle and mocks ask."""
+    return AttributeError(f"{type(of).__name__!r} object has no attribute {name!r}", name=name, obj=of)

@@ -19,7 +19,7 @@ from ..models import ScheduledRun
 from .clocks import left_behind, measured
 from .listing import Everything, everything_paused
 from .overdue import is_unfreed, open_since, servers_seen
-from .stores import OUR_OWN, declarations, is_out_of_use, opened, said, server_of, some, task_of, unreadable
+from .stores import OUR_OWN, declarations, is_out_of_use, opened, said, server_of, some, task_of
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -77,7 +77,7 @@ def _maintenance(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) ->
 
 def _declarations(found: discovery.Discovered, tasks: Mapping[str, ScheduledTask]) -> Iterator[Finding]:
     for broken in found.broken:
-        yield Finding("problem", "declarations", unreadable(broken))
+        yield Finding("problem", "declarations", str(broken))
     problems = 0
     for task in tasks.values():
         for problem in verify(task):

@@ -21,7 +21,7 @@ from ..locks.base import BaseLock, Declarations
 from ..locks.orm import ORMLock
 from ..models import ScheduledRun, ScheduleState
 from .overdue import open_since, servers_seen
-from .stores import Known, Refused, away, is_out_of_use, opened, said, server_of, task_of, unreadable
+from .stores import Known, Refused, away, is_out_of_use, opened, said, server_of, task_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def overview() -> Listing:
     settings = conf.load()
     found = discovery.discover(registry, collect=True)
     tasks = registry.completed
-    troubles = [unreadable(broken) for broken in found.broken]
+    troubles = [str(broken) for broken in found.broken]
     known: dict[str, list[Known]] = {}
     silent: dict[str, str] = {}
     paused: dict[str, Everything] = {}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-import sysconfig
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,17 +12,15 @@ from typing import Final
 from django.utils.module_loading import import_string
 
 from .. import conf
-from ..declare import Broken, Discovered, discovery, registry
+from ..declare import Discovered, discovery, registry
 from ..entries import Row, ScheduledTask
-from ..exceptions import DeclarationError, ScheduleError
+from ..exceptions import ScheduleError
 from ..history import Afterwards, History
 from ..locks.base import BaseLock, Declarations
 from ..locks.versions import needs_step
 
 OUR_OWN: Final = "multiserver_schedule.prune"
 """The task of our own, which is not declared with HOUSEKEEPING off."""
-_PLACES: Final = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib")})
-_PACKAGE: Final = os.path.join(os.path.dirname(conf.__file__), "")
 
 
 class Refused(ScheduleError):
@@ -168,26 +163,9 @@ def is_of(row: str, name: str) -> bool:
     return row == name or row.partition("@")[0] == name
 
 
-def unreadable(broken: Broken) -> str:
-    """Say in one line which declarations cannot be read, where and why."""
-    error = broken.error
-    if isinstance(error, DeclarationError):
-        return f"{broken.module} cannot be read: {' '.join(str(error).split())}"  # it says where itself
-    if isinstance(error, SyntaxError) and error.filename:
-        where, text = f"{error.filename}:{error.lineno}: ", f"{type(error).__name__}: {error.msg}"
-    else:
-        lines = [line for line in traceback.extract_tb(error.__traceback__) if _is_the_projects(line.filename)]
-        where, text = f"{lines[-1].filename}:{lines[-1].lineno}: " if lines else "", said(error)
-    return f"{broken.module} cannot be read: {where}{text}"
-
-
 def all_unreadable(found: Discovered) -> str:
     """Say which declarations cannot be read, in sentences; "" where all can."""
-    return " ".join(f"{unreadable(broken)}." for broken in found.broken)
-
-
-def _is_the_projects(file: str) -> bool:
-    return not file.startswith(("<", _PACKAGE, *_PLACES))
+    return " ".join(f"{broken}." for broken in found.broken)
 
 
 def said(error: BaseException) -> str:

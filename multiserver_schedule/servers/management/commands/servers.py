@@ -77,7 +77,7 @@ class Command(VerbCommand):
     # -- look ---------------------------------------------------------------------------------------------------------
 
     def _list(self, *, type: str | None, all: bool, timezone: str | None, json: bool, **options: Any) -> None:
-        broken = tuple(f"{each.module} cannot be read: {each.error}" for each in discover_errors())
+        broken = tuple(map(str, discover_errors()))
         kinds = operate.type_lines(type)
         servers = operate.servers(type, all=all)
         providers = operate.provider_lines()
