@@ -50,10 +50,13 @@ def register() -> None:
 def check_settings(app_configs: Any = None, **options: Any) -> list[CheckMessage]:
     """E001 a setting is wrong, E002 USE_TZ."""
     found: list[CheckMessage] = []
+    hint = "See the README's list of settings."
     try:
-        conf.load()
+        settings = conf.load()
+        hint = "Write the dotted path of a function that says whether the project is in maintenance mode."
+        conf.imported(settings.maintenance_mode)
     except ScheduleError as error:
-        found.append(Error(str(error), hint="See the README's list of settings.", id="multiserver_schedule.E001"))
+        found.append(Error(str(error), hint=hint, id="multiserver_schedule.E001"))
     if not project.USE_TZ:
         found.append(
             Error(

@@ -120,9 +120,19 @@ def maintenance_mode() -> Any:
 
 def is_in_maintenance(answer: Any) -> bool:
     """Ask the project whether it is in maintenance mode: a bool, a callable, or the dotted path of one."""
-    if isinstance(answer, str):
-        answer = import_string(answer)
+    answer = imported(answer)
     return bool(answer() if callable(answer) else answer)
+
+
+def imported(answer: Any) -> Any:
+    """Return what is at the dotted path of MAINTENANCE_MODE, or what is no path as it is. Raises ConfigurationError."""
+    if not isinstance(answer, str):
+        return answer
+    try:
+        return import_string(answer)
+    except ImportError as error:
+        why = f"{SETTING}['MAINTENANCE_MODE'] {answer!r} cannot be imported: {type(error).__name__}: {error}"
+        raise ConfigurationError(f"{why.rstrip('.')}.") from error
 
 
 def _nearest(key: object, known: tuple[str, ...]) -> str:

@@ -71,6 +71,19 @@ def test_an_unknown_key_is_an_error() -> None:
     assert ids(LEASES=1) == ["E001"]
 
 
+@pytest.mark.parametrize("path", ["shop.nope", "tests.shop.work.nope", "nope"])
+def test_a_maintenance_mode_that_is_not_there_is_an_error(path: str) -> None:
+    with override_settings(MULTISERVER_SCHEDULE={"MAINTENANCE_MODE": path}):
+        [error] = run_checks(tags=["multiserver_schedule"])
+    assert error.id == "multiserver_schedule.E001"
+    assert f"MULTISERVER_SCHEDULE['MAINTENANCE_MODE'] {path!r} cannot be imported: " in error.msg
+    assert "dotted path of a function" in str(error.hint)
+
+
+def test_a_maintenance_mode_that_is_there_is_not_called_by_the_check() -> None:
+    assert ids(MAINTENANCE_MODE="tests.shop.work.fail") == []
+
+
 def test_use_tz_false_is_an_error() -> None:
     with override_settings(USE_TZ=False):
         assert "E002" in ids()

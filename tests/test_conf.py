@@ -75,3 +75,8 @@ def test_what_is_wrong_is_named_with_what_to_write(given: dict[str, Any], says: 
 def test_a_lock_that_is_added_leaves_the_default_one_in_place() -> None:
     locks = load(LOCKS={"cache": {"BACKEND": "x.y.Z", "OPTIONS": {"cache": "default"}}}).locks
     assert set(locks) == {"default", "cache"}
+
+
+def test_a_maintenance_mode_that_cannot_be_imported_names_the_setting_where_it_is_asked() -> None:
+    with pytest.raises(ConfigurationError, match=r"^MULTISERVER_SCHEDULE\['MAINTENANCE_MODE'\] 'shop.nope' cannot be"):
+        conf.is_in_maintenance("shop.nope")

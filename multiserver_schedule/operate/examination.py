@@ -13,7 +13,7 @@ from .. import conf
 from ..declare import discovery, registry, verify
 from ..due import is_meant_for
 from ..entries import Row, ScheduledTask
-from ..exceptions import ScheduleError
+from ..exceptions import ConfigurationError, ScheduleError
 from ..locks.base import BaseLock
 from ..models import ScheduledRun
 from .clocks import left_behind, measured
@@ -65,6 +65,8 @@ def _server(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> Iter
 def _maintenance(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> tuple[bool, list[Finding]]:
     try:
         is_on = conf.is_in_maintenance(settings.maintenance_mode)
+    except ConfigurationError as error:
+        return False, [Finding("problem", "server", str(error))]
     except Exception as error:  # the project's own
         return False, [Finding("problem", "server", f"MAINTENANCE_MODE cannot be asked: {said(error)}")]
     if not is_on:
