@@ -15,6 +15,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Func, Max, QuerySet
 from django.db.models.functions import Coalesce
 
+MIGRATE: Final = "Has `manage.py migrate` been run?"
+"""What is asked of whoever uses a database that lacks a table of ours."""
+_NO_TABLE: Final = ("no such table", "does not exist", "doesn't exist")  # SQLite, PostgreSQL, MySQL
 _PORTS: Final = {"postgresql": 5432, "mysql": 3306}
 
 
@@ -118,6 +121,12 @@ def is_conflict(error: BaseException) -> bool:
     if error.args and error.args[0] in (1020, 1205, 1213):
         return True
     return isinstance(error, OperationalError) and "is locked" in str(error)
+
+
+def lacks_table(error: BaseException) -> bool:
+    """Does the database answer, but without a table of ours, as before the first ``manage.py migrate``?"""
+    text = str(error)
+    return "multiserver_schedule_" in text and any(words in text for words in _NO_TABLE)
 
 
 def _sockets_to(connection: BaseDatabaseWrapper) -> list[int]:

@@ -22,6 +22,7 @@ from django.db import connections, reset_queries
 
 from . import conf, logs
 from .cycle import AHEAD, Cycle, NotStarted, Running, Step, Store
+from .database import MIGRATE, lacks_table
 from .due import is_meant_for
 from .entries import Outcome, ScheduledTask
 from .exceptions import StoreTimeout, UnsafeTransaction
@@ -52,7 +53,6 @@ HAND_TRIES: Final = 4
 HAND_AGAIN: Final = 0.25
 LOOKING: Final = "looking for what is due"
 KEEPING: Final = "renewing and recording"
-_NO_TABLE: Final = ("no such table", "does not exist", "doesn't exist")  # SQLite, PostgreSQL, MySQL
 
 
 class Upcoming:
@@ -603,6 +603,4 @@ def close_connections() -> None:
 def said(error: BaseException) -> str:
     """Return an error as text, with what to do where our tables are missing."""
     text = f"{type(error).__name__}: {error}".strip()
-    if "multiserver_schedule_" in text and any(words in text for words in _NO_TABLE):
-        text += " Has `manage.py migrate` been run?"
-    return text
+    return f"{text} {MIGRATE}" if lacks_table(error) else text

@@ -896,3 +896,44 @@ def test_a_database_without_our_tables_is_told_what_to_do(
     _, status = call("runschedule")
     assert status == 1
     assert "Has `manage.py migrate` been run?" in caplog.text
+
+
+MISSING = {
+    "sqlite": "no such table: multiserver_schedule_scheduledlock",
+    "postgresql": 'relation "multiserver_schedule_scheduledlock" does not exist\nLINE 1: SELECT',
+    "mysql": "(1146, \"Table 'shop.multiserver_schedule_scheduledlock' doesn't exist\")",
+}
+
+
+@pytest.mark.parametrize("text", MISSING.values(), ids=MISSING)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["check"],
+        ["pause", "shop.digest"],
+        ["pause", "shop.no_such_task"],
+        ["pause", "--all"],
+        ["unlock", "shop.digest"],
+        ["trigger", "shop.digest", "--no-wait"],
+        ["prune", "--undeclared"],
+    ],
+    ids=" ".join,
+)
+def test_a_forgotten_migrate_is_said_by_every_verb_and_not_waited_for(
+    arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*args: Any, **options: Any) -> Any:
+        raise OperationalError(text)
+
+    for name in ("look", "rows", "clock", "pause"):
+        monkeypatch.setattr(ORMLock, name, ask)
+    errors = StringIO()
+    try:
+        out, status = call("schedule", *arguments, stderr=errors)
+    except CommandError as refused:
+        out, status = str(refused), refused.returncode
+    told = " ".join((out + errors.getvalue()).split())
+    assert status == 1
+    assert "Has `manage.py migrate` been run?" in told
+    assert [each for each in ("when it is back", "?.", "does not answer") if each in told] == []

@@ -10,6 +10,7 @@ from typing import Literal
 from django.db import DEFAULT_DB_ALIAS, transaction
 
 from .. import conf
+from ..database import lacks_table
 from ..declare import discovery, registry, verify
 from ..due import is_meant_for
 from ..entries import Row, ScheduledTask
@@ -109,7 +110,7 @@ def _lock(
             yield from _left_undone(lock, about, rows, now, startable if everything is None else {})
             yield from _paused(about, everything)
     except Exception as error:  # whatever a driver raises
-        yield Finding("problem", about, f"does not answer: {said(error)}")
+        yield Finding("problem", about, said(error) if lacks_table(error) else f"does not answer: {said(error)}")
 
 
 def _paused(about: str, everything: Everything | None) -> Iterator[Finding]:

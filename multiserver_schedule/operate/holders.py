@@ -12,7 +12,7 @@ from .. import conf, logs
 from ..entries import Cleanup, Row, ScheduledTask
 from ..exceptions import UnsafeTransaction
 from ..locks.base import BaseLock
-from .stores import Refused, chosen_locks, declared, history_of, in_another, opened, said, task_of, unknown
+from .stores import Refused, again, away, chosen_locks, declared, history_of, in_another, opened, task_of, unknown
 
 
 class UnlockRefused(Refused):
@@ -198,8 +198,7 @@ def _opened(settings: conf.Settings, alias: str, about: str) -> Iterator[BaseLoc
         raise
     except Exception as error:
         raise UnlockRefused(
-            f"The lock {alias!r} does not answer: {said(error)}. Whether somebody holds {about} in it is not known; "
-            "try again when it is back."
+            f"{away(alias, error)}. Whether somebody holds {about} in it is not known{again(error)}."
         ) from error
 
 

@@ -21,6 +21,7 @@ from .listing import everything_paused
 from .stores import (
     Misused,
     Refused,
+    again,
     all_unreadable,
     away,
     chosen_locks,
@@ -286,31 +287,32 @@ def _rows_of(
     """Return the rows that these names mean, by the alias of the lock that has them now. Raises Refused."""
     tasks = declared() if tasks is None else tasks
     there: dict[str, list[Row]] = {}
-    silent: dict[str, str] = {}
+    silent: dict[str, Exception] = {}
     for alias in chosen_locks(settings, lock):
         try:
             with opened(settings, alias) as store:
                 there[alias] = [row for row in store.rows() if not row.moved_to]
         except Exception as error:  # whatever a driver raises
-            silent[alias] = away(alias, error)
+            silent[alias] = error
     found: dict[str, list[Row]] = {}
     for name in dict.fromkeys(names):
         meant = [(alias, row) for alias, rows in there.items() for row in rows if is_of(row.task, name)]
         task = tasks.get(name.partition("@")[0])
         if task is not None and task.lock in silent:
-            raise Refused(f"{silent[task.lock]}. Nothing was done; try again when it is back.")
+            why = silent[task.lock]
+            raise Refused(f"{away(task.lock, why)}. Nothing was done{again(why)}.")
         if not meant:
             if lock and (where := in_another(name, lock, settings, tasks)):
                 raise Refused(where)
             known = {*tasks, *(row.task for rows in there.values() for row in rows)}
-            raise Refused(_no_row(name, task, known, list(silent.values())))
+            raise Refused(_no_row(name, task, known, silent))
         for alias, row in meant:
             if row not in found.setdefault(alias, []):
                 found[alias].append(row)
     return found
 
 
-def _no_row(name: str, task: ScheduledTask | None, known: Iterable[str], silent: Sequence[str]) -> str:
+def _no_row(name: str, task: ScheduledTask | None, known: Iterable[str], silent: Mapping[str, Exception]) -> str:
     if task is not None and (name == task.name or task.on_every_server):
         where = f"on {name.partition('@')[2]}" if "@" in name else "anywhere"
         return (
@@ -318,5 +320,6 @@ def _no_row(name: str, task: ScheduledTask | None, known: Iterable[str], silent:
             "Run `manage.py runschedule` once, and then try again."
         )
     if silent:
-        return f"{' '.join(silent)}. Whether it has {name} is not known; try again when it is back."
+        troubles = " ".join(away(alias, error) for alias, error in silent.items())
+        return f"{troubles}. Whether it has {name} is not known{again(*silent.values())}."
     return unknown(name, known)

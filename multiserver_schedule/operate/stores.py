@@ -12,6 +12,7 @@ from typing import Final
 from django.utils.module_loading import import_string
 
 from .. import conf
+from ..database import MIGRATE, lacks_table
 from ..declare import Discovered, discovery, registry
 from ..entries import Row, ScheduledTask
 from ..exceptions import ScheduleError
@@ -88,7 +89,7 @@ def reached(settings: conf.Settings, alias: str) -> Iterator[BaseLock]:
     except ScheduleError:
         raise
     except Exception as error:  # whatever a driver raises
-        raise Refused(f"{away(alias, error)}. Try again when it is back.") from error
+        raise Refused(f"{away(alias, error)}{again(error)}.") from error
 
 
 def history_of(lock: BaseLock) -> History:
@@ -169,10 +170,21 @@ def all_unreadable(found: Discovered) -> str:
 
 
 def said(error: BaseException) -> str:
-    """Return an error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": .")
+    """Return an error in one line, with what is to be done where that is known."""
+    return f"{_bare(error)}. {MIGRATE}" if lacks_table(error) else _bare(error)
 
 
 def away(alias: str, error: BaseException) -> str:
-    """Say that a store does not answer."""
-    return f"The lock {alias!r} does not answer: {said(error)}"
+    """Say that a store does not answer, or that its tables are not there."""
+    if lacks_table(error):
+        return f"The lock {alias!r} lacks a table. {MIGRATE} ({_bare(error)})"
+    return f"The lock {alias!r} does not answer: {_bare(error)}"
+
+
+def again(*errors: BaseException) -> str:
+    """Return the end of a sentence about stores that are away: what does not come back by itself is not waited for."""
+    return "" if all(map(lacks_table, errors)) else "; try again when it is back"
+
+
+def _bare(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": .")

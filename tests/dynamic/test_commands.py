@@ -396,6 +396,17 @@ def test_a_database_that_is_away_is_told_and_no_traceback(monkeypatch: pytest.Mo
     assert (said, status) == ("The database does not do what was asked: OperationalError: connection refused", 1)
 
 
+@pytest.mark.parametrize("verb", ["plan", "list", "monitor"])
+def test_a_forgotten_migrate_is_said(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def now() -> Any:
+        raise OperationalError("no such table: multiserver_schedule_servers_target")
+
+    monkeypatch.setattr(ledger, "now", now)
+    said, status = refused(verb)
+    assert said.endswith("no such table: multiserver_schedule_servers_target. Has `manage.py migrate` been run?")
+    assert status == 1
+
+
 @pytest.mark.django_db(transaction=True)
 def test_a_secret_is_in_no_row_no_line_and_no_log(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever a driver says of what it was given."""

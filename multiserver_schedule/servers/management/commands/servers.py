@@ -14,6 +14,7 @@ from multiserver_schedule.declare import discover_errors
 from multiserver_schedule.management import tables
 from multiserver_schedule.management.verbs import VerbCommand, at_least, zone_named
 from multiserver_schedule.operate import sound
+from multiserver_schedule.operate.stores import said
 from multiserver_schedule.servers import conf, fleet, ledger, monitor, operate, planner, reconcile, types
 from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.management import lines
@@ -71,8 +72,7 @@ class Command(VerbCommand):
         except FleetError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise CommandError(f"The database does not do what was asked: {why}") from error
+            raise CommandError(f"The database does not do what was asked: {said(error)}") from error
 
     # -- look ---------------------------------------------------------------------------------------------------------
 
