@@ -937,3 +937,44 @@ def test_a_forgotten_migrate_is_said_by_every_verb_and_not_waited_for(
     assert status == 1
     assert "Has `manage.py migrate` been run?" in told
     assert [each for each in ("when it is back", "?.", "does not answer") if each in told] == []
+
+
+WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"LEASES": 30}, "MULTISERVER_SCHEDULE has no option 'LEASES'. Did you mean 'LEASE'?"),
+    "maintenance": (
+        {"MAINTENANCE_MODE": "shop.nope"},
+        "MULTISERVER_SCHEDULE['MAINTENANCE_MODE'] 'shop.nope' cannot be imported: ModuleNotFoundError",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WRONG_SETTINGS)
+def test_a_wrong_setting_is_one_line_of_a_pass(how: str, settings: Any) -> None:
+    given, said = WRONG_SETTINGS[how]
+    settings.MULTISERVER_SCHEDULE = {"RUNNER": "inline", **given}
+    with pytest.raises(CommandError) as refused:
+        call("runschedule")
+    assert str(refused.value).startswith(said)
+    assert (refused.value.returncode, "\n" in str(refused.value)) == (1, False)
+
+
+@pytest.mark.parametrize("forever", [[], ["--forever"]], ids=["pass", "service"])
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_wrong_declaration_is_one_line_of_a_pass_and_whatever_else_breaks_a_schedule_keeps_its_traceback(
+    how: str, forever: list[str], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from multiserver_schedule.declare import registry
+
+    package = f"broken_pass_{how}_{len(forever)}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    (tmp_path / package / "schedule.py").write_text(BROKEN[how][0])
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.ROOT_URLCONF = f"{package}.urls"
+    with registry.set_aside(), pytest.raises(Exception) as raised:
+        call("runschedule", *forever)
+    if how == "declaration":
+        assert isinstance(raised.value, CommandError) and raised.value.returncode == 1
+        assert str(raised.value).startswith(f"{tmp_path / package / 'schedule.py'}:3: ")
+    else:
+        assert not isinstance(raised.value, CommandError)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from multiserver_schedule import service
+from multiserver_schedule.exceptions import ConfigurationError, DeclarationError
 
 STATUSES: Final = (
     "Exit status: 0 all ran well, or nothing was due. 1 a run failed, or nothing could be run. 2 usage. "
@@ -69,10 +70,15 @@ class Command(BaseCommand):
             "inline": options["inline"],
             "stdout": getattr(self.stdout, "_out", None),
         }
-        if options["forever"]:
-            done = service.run_forever(grace=service.GRACE if grace is None else grace, **how)
-        else:
-            done = service.run_once(**how)
+        try:
+            if options["forever"]:
+                done = service.run_forever(grace=service.GRACE if grace is None else grace, **how)
+            else:
+                done = service.run_once(**how)
+        except (ConfigurationError, DeclarationError) as error:
+            # It says what to correct, and where: cron mails it each minute. What a schedule.py itself raises keeps its
+            # traceback, without which nobody finds it.
+            raise CommandError(str(error)) from error
         if done.status:
             sys.exit(done.status)
 
