@@ -53,7 +53,7 @@ def test_the_schedule_under_declaring_declares_three_tasks() -> None:
 
 def test_the_settings_are_the_defaults() -> None:
     values: dict[str, Any] = {}
-    exec(block("MULTISERVER_SCHEDULE = {"), values)  # noqa: S102
+    exec(block('"HOUSEKEEPING"'), values)  # noqa: S102
     with override_settings(MULTISERVER_SCHEDULE=values["MULTISERVER_SCHEDULE"]):
         given = conf.load()
     with override_settings(MULTISERVER_SCHEDULE={}):

@@ -20,7 +20,7 @@ from django.db.models import Count, F, QuerySet
 from multiserver_schedule.database import is_conflict
 from multiserver_schedule.declare import discover_errors
 from multiserver_schedule.logs import short
-from multiserver_schedule.operate import Misused
+from multiserver_schedule.operate import Refused
 
 from . import conf, ledger, planner, types
 from .states import BILLED, LEAVING, PROVISIONED, Status
@@ -350,7 +350,7 @@ _Deed = Callable[["Server", datetime], Done]
 
 
 def drain(names: Iterable[str], by: str) -> list[Done]:
-    """Have running servers take no more work, end what they do, and be deleted. Raises Misused: no such server."""
+    """Have running servers take no more work, end what they do, and be deleted. Raises Refused: no such server."""
 
     def one(server: Server, now: datetime) -> Done:
         if server.status == Status.RUNNING:
@@ -366,7 +366,7 @@ def drain(names: Iterable[str], by: str) -> list[Done]:
 
 
 def reboot(names: Iterable[str], by: str) -> list[Done]:
-    """Reboot servers: those that start or reboot now, once they are up. Raises Misused: no such server."""
+    """Reboot servers: those that start or reboot now, once they are up. Raises Refused: no such server."""
 
     def one(server: Server, now: datetime) -> Done:
         if server.status not in _REBOOTED:
@@ -385,7 +385,7 @@ def reboot(names: Iterable[str], by: str) -> list[Done]:
 
 def retire(names: Iterable[str], by: str) -> list[Done]:
     """
-    Have servers deleted at their provider, whatever they still do. Raises Misused: no such server.
+    Have servers deleted at their provider, whatever they still do. Raises Refused: no such server.
 
     Of a provider that is in the settings no more, nothing can be asked: there the row alone is closed.
     """
@@ -425,7 +425,7 @@ _RETIRED: Final = {
 
 
 def retry(names: Iterable[str], by: str) -> list[Done]:
-    """Try the next step of servers now, as if none had failed. Raises Misused: no such server."""
+    """Try the next step of servers now, as if none had failed. Raises Refused: no such server."""
     looked_at: set[str] = set()
 
     def one(server: Server, now: datetime) -> Done:
@@ -451,7 +451,7 @@ def _each(names: Iterable[str], deed: _Deed) -> list[Done]:
     unknown = [name for name in names if name not in rows]
     if unknown:
         live = ledger.servers().exclude(status=Status.DELETED).values_list("name", flat=True)
-        raise Misused(f"No server is named {unknown[0]!r}. Nothing was done.{conf.nearest(unknown[0], live)}")
+        raise Refused(f"No server is named {unknown[0]!r}. Nothing was done.{conf.nearest(unknown[0], live)}")
     now = ledger.now()
     return [deed(rows[name], now) for name in names]
 
@@ -481,7 +481,7 @@ def _refused(server: Server, instead: dict[Status, str]) -> Done:
         on_its_way = {
             Status.ERRORED: "it went wrong, and is cleaned up",
             Status.HANGING: "it was not heard of in time, and is cleaned up",
-            Status.DELETED: "it is deleted",
+            Status.DELETED: "it is deleted already",
         }
         said = on_its_way.get(status, f"it is {status} already, and on its way out")
     return Done(server.name, status, said, False)

@@ -316,8 +316,9 @@ def test_what_is_not_done_is_said_and_is_status_1() -> None:
     assert status == 1 and "default-1\n" in out
     assert err == "default-2: it went wrong, and is cleaned up\n"
     assert (again(one).status, again(two).status) == ("draining", "errored")
-    said, status = refused("drain", "default-9")
-    assert (said.startswith("No server is named 'default-9'. Nothing was done."), status) == (True, 2)
+    for verb in ("drain", "delete", "retry", "reboot"):
+        said, status = refused(verb, "default-9")
+        assert (said.startswith("No server is named 'default-9'. Nothing was done."), status) == (True, 1)
     [done] = json.loads(call("retry", "default-2", "--json")[0])
     assert (done["name"], done["done"]) == ("default-2", True)
 

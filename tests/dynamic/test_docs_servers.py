@@ -116,6 +116,13 @@ def test_the_first_settings_and_the_first_schedule_make_a_fleet(settings: Any) -
     assert [each.id for each in checks.check_settings() + checks.check_providers()] == []
 
 
+def test_the_first_settings_go_on_from_those_of_the_readme() -> None:
+    """Named twice, an app keeps the whole project from starting."""
+    [first] = re.findall(r"^    (INSTALLED_APPS \+= .+)$", README, re.MULTILINE)
+    apps = run(block("INSTALLED_APPS"), **run(first, INSTALLED_APPS=[]))["INSTALLED_APPS"]
+    assert apps == ["multiserver_schedule", "multiserver_schedule.servers"]
+
+
 def test_the_option_of_the_page_is_filled_in_and_not_kept(settings: Any) -> None:
     set_(settings, block("INSTALLED_APPS"))
     run(block('option("DB_PASSWORD")'))
@@ -408,7 +415,11 @@ def test_what_the_commands_print_is_what_is_quoted() -> None:
         "+ create one at *: *",
         "\nNothing was changed.",
         "No server type is named *.*",
-        "it is deleted",
+        "it is deleted already",
+        "its machine is * from the next look at * on",
+        "*: its load is asked again soon, and changes this as its rules say.",
+        "type *: *",
+        "* → * wanted",
         "* for now: * when * are asked for until *",
     ):
         assert text in told, text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import connections, transaction
 
-from multiserver_schedule.operate import Misused
+from multiserver_schedule.operate import Refused
 from multiserver_schedule.servers import fleet, ledger, operate, types
 from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.states import TRANSITIONS, Status
@@ -278,7 +278,7 @@ def test_whoever_changes_the_server_meanwhile_is_not_overwritten(verb: Any, monk
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_name_is_refused_before_anything_is_done(verb: Any) -> None:
     server = make("default-0a1b2c")
-    with pytest.raises(Misused, match=r"No server is named 'default-0a1b2d'\. Nothing was done\. Did you mean"):
+    with pytest.raises(Refused, match=r"No server is named 'default-0a1b2d'\. Nothing was done\. Did you mean"):
         verb([server.name, "default-0a1b2d"], by="anna")
     assert again(server).version == 0
 
