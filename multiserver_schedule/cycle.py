@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from .conf import Settings
-from .due import Plan, Policy, manual, plan
+from .due import Plan, Policy, is_meant_for, manual, plan
 from .entries import (
     EVERY_MISSED,
     WAITING,
@@ -30,6 +30,7 @@ from .entries import (
 from .faults import point
 from .history import History
 from .locks.base import BaseLock, Before, Declarations, Look, Synced
+from .logs import short
 from .run.base import Ended, Margins, Message, Runner, Started, Vanished, boot_time, starts_untold
 from .run.beside import events
 
@@ -128,6 +129,8 @@ class Cycle:
     """Ended, but the store was away: to be recorded and released as soon as it is back."""
     failures: int = 0
     """Runs that did not succeed."""
+    explains: bool = False
+    """Is somebody told what keeps everything from being started? That begins a process, which an idle pass has not."""
     hand_over: timedelta | None = None
     """One pass takes up what was due when it began, and sub-minute tasks for so long; None: no end (a service)."""
     first_look: dict[str, datetime] = field(default_factory=dict)
@@ -139,6 +142,8 @@ class Cycle:
     """Due times that this pass wanted and has not won."""
     _broken: dict[str, str] = field(default_factory=dict)
     """By the name of a task whose due times cannot be computed: what was said of it."""
+    _standstill: set[str] = field(default_factory=set)
+    """What keeps everything from being started, as far as it was said."""
 
     # -- look, reap, claim, skip ------------------------------------------------------------------------------------
 
@@ -162,6 +167,11 @@ class Cycle:
         step.interrupted |= look.interrupted_at is not None and look.interrupted_at > first
         if step.interrupted:
             return
+        if self.explains:
+            where = f" in the lock {store.lock.alias!r}" if len(self.stores) > 1 else ""
+            since = f"everything{where} is paused; `manage.py schedule list` says since when, and why"
+            self._tell_standstill(since, holds=look.paused)
+            self._tell_standstill(self._of_maintenance(), holds=self.maintenance)
         if look.paused:
             step.paused.add(store.lock.alias)
             return
@@ -699,6 +709,30 @@ class Cycle:
             event.update(task=about.row, due_at=about.due_at)
         event.update(more)
         self.runner.report({key: _plain(value) for key, value in event.items()})
+
+    def _tell_standstill(self, why: str, *, holds: bool) -> None:
+        """Say what keeps everything from being started, once for as long as it does."""
+        if not holds:
+            self._standstill.discard(why)
+        elif why not in self._standstill:
+            self._standstill.add(why)
+            self.tell("note", text=why, verbosity=2)
+
+    def _of_maintenance(self) -> str:
+        tasks = [task for store in self.stores for task in store.declared.tasks.values()]
+        left = ", ".join(sorted(task.name for task in tasks if task.even_in_maintenance_mode))
+        return f"maintenance mode (MAINTENANCE_MODE): nothing is started{f' but {left}' if left else ''}"
+
+    def tell_paused(self, store: Store) -> None:
+        """Say which due times of this server a pause of their task holds back: a look does not see them."""
+        now, tasks = store.lock.clock(), store.declared.rows
+        for row in store.lock.rows(tasks):
+            task = tasks[row.task]
+            is_due = row.paused and row.wanted_from is not None and row.wanted_from <= now
+            if is_due and is_meant_for(task, server=self.settings.server_name, environment=self.settings.environment):
+                since = f" since {short(row.paused_at)}" if row.paused_at else ""
+                why = f" ({row.paused_reason})" if row.paused_reason else ""
+                self.tell("note", text=f"{row.task} is due, and paused{since}{why}", verbosity=2)
 
     def tell_cleanup(self, store: Store, cleanup: Cleanup) -> None:
         """Have the signal of a clean-up sent, by the server that made it."""

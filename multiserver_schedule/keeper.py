@@ -130,6 +130,7 @@ class Keeper:
     """A boot time, and what a store's clock said then: for people, who do not mind what has drifted since."""
     _maintenance_at: float = 0.0
     _maintenance_told: bool = False
+    _paused_told: bool = False
 
     @property
     def runner(self) -> Runner:
@@ -146,6 +147,7 @@ class Keeper:
                 look_at = None
             if look_at is not None and boot_time() >= look_at:
                 look_at = self._look_in_pass(done)
+                self._tell_paused()
             self._attend()
             if self.stopping and self.cycle.running:
                 self._end_all()
@@ -252,6 +254,14 @@ class Keeper:
             limit = self._began + self.cycle.hand_over.total_seconds()
             step.no_later_than(boot_time() + AHEAD.total_seconds() - 1.0)
         return step.within(limit)
+
+    def _tell_paused(self) -> None:
+        """Say to whoever asked a pass for more what is paused and due; it takes a question to each store, once."""
+        stores = self.cycle.stores if self.cycle.explains and not self._paused_told else ()
+        self._paused_told = True
+        for store in stores:
+            with suppress(Exception), self._store_call(store):  # what is wrong with a store, the look has told
+                self.cycle.tell_paused(store)
 
     def _look_in_service(self, done: Pass) -> float:
         looked = boot_time()

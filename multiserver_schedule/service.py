@@ -218,6 +218,7 @@ def _composed(
         settings=settings,
         policy=dataclasses.replace(policy, slow_start=SLOW_START) if is_service else policy,
         maintenance=maintenance,
+        explains=teller.verbosity > 1,
         hand_over=None if is_service else HAND_OVER,
     )
     subminute = frozenset(

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from itertools import takewhile
@@ -978,3 +979,50 @@ def test_a_wrong_declaration_is_one_line_of_a_pass_and_whatever_else_breaks_a_sc
         assert str(raised.value).startswith(f"{tmp_path / package / 'schedule.py'}:3: ")
     else:
         assert not isinstance(raised.value, CommandError)
+
+
+def test_a_pass_at_verbosity_2_says_that_everything_is_paused_and_an_ordinary_one_nothing() -> None:
+    call("runschedule", "--inline")
+    call("schedule", "pause", "--all", "--reason", "deploy of v7")
+    make_due("shop.digest")
+    assert call("runschedule", "--inline") == ("", 0)
+    said, status = call("runschedule", "--inline", "-v", "2")
+    assert said.splitlines() == ["everything is paused; `manage.py schedule list` says since when, and why"]
+    assert status == 0
+
+
+def test_a_pass_at_verbosity_2_says_which_due_task_is_paused_since_when_and_why() -> None:
+    call("runschedule", "--inline")
+    make_due("shop.digest")
+    call("schedule", "pause", "shop.digest", "--reason", "the bank is down")
+    call("schedule", "pause", "shop.program")
+    ScheduledLock.objects.filter(task="shop.program").update(next_due_at=timezone.now() + timedelta(hours=1))
+    assert call("runschedule", "--inline") == ("", 0)
+    said, status = call("runschedule", "--inline", "-v", "2")
+    [line] = said.splitlines()
+    assert re.fullmatch(r"shop\.digest is due, and paused since [-0-9]+ [:0-9]+Z \(the bank is down\)", line)
+    assert status == 0
+
+
+@pytest.mark.parametrize(("awake", "but"), [([], ""), (["shop.digest"], " but shop.digest")], ids=["none", "one"])
+def test_in_maintenance_mode_a_pass_at_verbosity_2_and_the_list_say_so(
+    awake: list[str], but: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("runschedule", "--inline")
+    from multiserver_schedule.declare import registry
+
+    for name in awake:
+        monkeypatch.setitem(registry._tasks, name, replace(registry._tasks[name], even_in_maintenance_mode=True))
+    make_due("shop.command")
+    errors = StringIO()
+    call("schedule", "list", stderr=errors)
+    assert "maintenance" not in errors.getvalue()
+    settings.MULTISERVER_SCHEDULE = {**settings.MULTISERVER_SCHEDULE, "MAINTENANCE_MODE": lambda: True}
+    assert call("runschedule", "--inline") == ("", 0)
+    said, _ = call("runschedule", "--inline", "-v", "2")
+    assert said.splitlines() == [f"maintenance mode (MAINTENANCE_MODE): nothing is started{but}"]
+    for verb in (["list"], ["explain", "shop.command"]):
+        errors = StringIO()
+        call("schedule", *verb, stderr=errors)
+        assert errors.getvalue().startswith("The project is in maintenance mode (MAINTENANCE_MODE): ")
+    assert "shop.digest is started by schedule" in errors.getvalue() if awake else "nothing is" in errors.getvalue()

@@ -913,6 +913,13 @@ def test_a_pass_stays_for_an_attempt_that_no_later_one_would_see_in_time(stage: 
     assert 12 <= stage.boot - began <= 20
 
 
+@pytest.mark.parametrize(("verbosity", "explains"), [(0, False), (1, False), (2, True)])
+def test_only_who_asks_for_more_is_told_what_keeps_everything_back(verbosity: int, explains: bool) -> None:
+    """To tell anything begins a process, and what is paused takes a statement: an idle pass has neither."""
+    with service._composed(conf.load(), {}, logs.Teller(tasks=dict, verbosity=verbosity), inline=True) as keeper:
+        assert keeper.cycle.explains is explains
+
+
 def test_cron_passes_are_as_patient_as_before_and_services_less(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = conf.load()
     teller = logs.Teller(tasks=dict)

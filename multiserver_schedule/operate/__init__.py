@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from .backfill import Gap, Hand, Progress, Tried, fill, find_gap
 from .clocks import Righted, SetRight, set_clock_right
-from .examination import Finding, examine
+from .examination import Finding, examine, in_maintenance
 from .explanation import ClockChange, Explanation, explain
 from .holders import Holder, Released, UnlockRefused, holder, unlock
 from .listing import ByHand, Coming, Everything, Listing, Overview, last_by_hand, overview, timeline
@@ -54,6 +54,7 @@ __all__ = [
     "fill",
     "find_gap",
     "holder",
+    "in_maintenance",
     "interrupt",
     "last_by_hand",
     "overview",

@@ -63,6 +63,12 @@ def _server(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> Iter
     yield Finding("ok", "server", f"this is {settings.server_name}, {where}: meant for {meant} of {len(tasks)} task(s)")
 
 
+def in_maintenance() -> str:
+    """Say that the project is in maintenance mode, and what is started all the same; "" where it is not."""
+    _, findings = _maintenance(conf.load(), registry.completed)
+    return findings[0].text if findings else ""
+
+
 def _maintenance(settings: conf.Settings, tasks: Mapping[str, ScheduledTask]) -> tuple[bool, list[Finding]]:
     try:
         is_on = conf.is_in_maintenance(settings.maintenance_mode)

@@ -110,6 +110,7 @@ class Command(VerbCommand):
         ours = {task.name for task in registry.completed.values() if task.is_housekeeping}
         if not any(line.name not in ours for line in listing.lines) and not listing.troubles:
             self.stderr.write(service.nothing_declared(listing.found))
+        self._note_maintenance()
         coming = operate.timeline(listing, next) if next else []
         if json:
             self._json(coming if next else listing.lines)
@@ -130,12 +131,18 @@ class Command(VerbCommand):
     def _explain(self, *, name: str, next: int, timezone: str | None, json: bool, **options: Any) -> None:
         zone = zone_named(timezone) if timezone else None
         about = operate.explain(name, count=next)
+        self._note_maintenance()
         if json:
             self._json(about)
         else:
             for line in tables.explained(about, zone):
                 self.stdout.write(line)
         self._end(about.troubles)
+
+    def _note_maintenance(self) -> None:
+        # No lock knows of it: what is not started shows as "ready".
+        if said := operate.in_maintenance():
+            self.stderr.write(f"{said[0].upper()}{said[1:].rstrip('.')}.")
 
     def _check(self, *, json: bool, **options: Any) -> None:
         findings = operate.examine()
