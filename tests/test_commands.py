@@ -655,7 +655,10 @@ def test_a_run_that_is_asked_for_is_run_by_the_next_pass() -> None:
     call("runschedule", "--inline")
     before = ScheduledLock.objects.get(task="shop.digest")
     said, _, status = steer("trigger", "shop.digest", "--no-wait")
-    assert (said, status) == ("shop.digest: asked for; the next service or pass that looks runs it\n", 0)
+    assert (said, status) == (
+        "shop.digest: asked for; the next service or pass that looks and is meant for it runs it\n",
+        0,
+    )
     assert not work.noted
     assert "a run is asked for since" in call("schedule", "list")[0]
     said, status = call("runschedule", "--inline")
@@ -1026,3 +1029,17 @@ def test_in_maintenance_mode_a_pass_at_verbosity_2_and_the_list_say_so(
         call("schedule", *verb, stderr=errors)
         assert errors.getvalue().startswith("The project is in maintenance mode (MAINTENANCE_MODE): ")
     assert "shop.digest is started by schedule" in errors.getvalue() if awake else "nothing is" in errors.getvalue()
+
+
+def test_a_run_by_hand_minds_no_environment_no_server_and_no_maintenance_mode_and_its_output_is_kept(
+    settings: Any,
+) -> None:
+    from multiserver_schedule.declare import registry
+
+    settings.MULTISERVER_SCHEDULE = {**settings.MULTISERVER_SCHEDULE, "MAINTENANCE_MODE": True}
+    with registry.set_aside():
+        task = schedule.call("tests.shop.work.note", "by hand").daily().name("a.far")
+        task.environments("elsewhere").only_on("web9")
+        said, status = call("schedule", "trigger", "a.far")
+    assert ("a.far succeeded" in said, status) == (True, 0)
+    assert [run.output for run in ScheduledRun.objects.filter(task="a.far")] == ["noted by hand\n"]

@@ -369,7 +369,7 @@ def test_the_states_of_which_the_table_speaks_are_those_of_the_list(state: str) 
 def test_what_the_verbs_print_is_what_is_quoted() -> None:
     told = said_by_the_code()
     for text in (
-        "*: asked for; the next service or pass that looks runs it",
+        "*: asked for; the next service or pass that looks and is meant for it runs it",
         "told to end after their current runs",
         "* was not started: *.",
         "*: * due time(s) to run*",
@@ -380,6 +380,12 @@ def test_what_the_verbs_print_is_what_is_quoted() -> None:
     ):
         assert any(each.startswith(text) or text in each for each in told), text
         assert all(part in PROSE for part in text.split("*")), text
+
+
+def test_the_page_says_what_holds_a_run_by_hand_back_and_what_does_not() -> None:
+    assert "nor do ``environments``, ``only_on`` or maintenance mode hold it back" in PROSE
+    assert "What it prints is in the history, which the admin shows." in PROSE
+    assert "the next service or pass that looks and is meant for it runs it, on whichever server" in PROSE
 
 
 def test_no_line_is_longer_than_a_terminal_of_120() -> None:

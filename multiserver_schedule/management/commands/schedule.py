@@ -162,7 +162,9 @@ class Command(VerbCommand):
             if json:
                 self._json(wanted)
             elif verbosity:
-                self.stdout.write(f"{wanted.name}: asked for; the next service or pass that looks runs it")
+                self.stdout.write(
+                    f"{wanted.name}: asked for; the next service or pass that looks and is meant for it runs it"
+                )
             return
         found = operate.sound()
         task = operate.to_trigger(name).name
