@@ -18,7 +18,7 @@ class UnknownWord(DeclarationError, AttributeError):
 
 
 class ConfigurationError(ScheduleError, ImproperlyConfigured):
-    """``settings.MULTISERVER_SCHEDULE`` is wrong; the message names the key and what to write instead."""
+    """``MULTISERVER_SCHEDULE``, or a cache that it names, is wrong in the settings; says what, and what to write."""
 
 
 class LeaseLost(ScheduleError):

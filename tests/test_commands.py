@@ -949,6 +949,10 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"MAINTENANCE_MODE": "shop.nope"},
         "MULTISERVER_SCHEDULE['MAINTENANCE_MODE'] 'shop.nope' cannot be imported: ModuleNotFoundError",
     ),
+    "a cache that is no lock": (
+        {"LOCKS": {"default": {"BACKEND": "multiserver_schedule.locks.cache.CacheLock"}}},
+        "The cache 'default' (django.core.cache.backends.locmem.LocMemCache) is no lock: ",
+    ),
 }
 
 

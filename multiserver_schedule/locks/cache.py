@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from django.core.cache import caches
-from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
+from ..exceptions import ConfigurationError
 from .base import BaseLock
 
 BACKENDS: Final[Mapping[str, str]] = {
@@ -32,7 +32,7 @@ REFUSED: Final[Mapping[str, str]] = {
 """What is no lock, and why."""
 
 
-class UnsuitableCache(ImproperlyConfigured):
+class UnsuitableCache(ConfigurationError):
     """No lock can be made of this cache."""
 
 
@@ -43,7 +43,7 @@ class CacheLock(BaseLock):
         """
         Return the lock for this cache.
 
-        Raises UnsuitableCache where the cache cannot be one, ImproperlyConfigured where there is no such cache.
+        Raises UnsuitableCache where the cache cannot be one, ConfigurationError where there is no such cache.
         """
         chosen: type[BaseLock] = import_string(BACKENDS[backend_of(options.get("cache", "default"))])
         return chosen(alias, options)
@@ -53,7 +53,7 @@ def backend_of(cache: str) -> str:
     """Return the key of ``BACKENDS`` that fits this cache alias; raises as ``CacheLock`` does."""
     if cache not in caches.settings:
         known = ", ".join(sorted(caches.settings))
-        raise ImproperlyConfigured(f"There is no cache {cache!r} in CACHES. Known are: {known}.")
+        raise ConfigurationError(f"There is no cache {cache!r} in CACHES. Known are: {known}.")
     named = caches.settings[cache]["BACKEND"]
     line = [f"{each.__module__}.{each.__qualname__}" for each in import_string(named).__mro__]
     for each in line:

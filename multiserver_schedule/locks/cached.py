@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import Any, Final
 
 from django.core.cache import DEFAULT_CACHE_ALIAS
-from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 
 from .. import conf
+from ..exceptions import ConfigurationError
 from .base import BaseLock, Declarations
 
 OPTIONS: Final = ("cache", "timeout", "using")
@@ -25,14 +25,14 @@ class CachedLock(BaseLock):
         super().__init__(alias, options)
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
-            raise ImproperlyConfigured(
+            raise ConfigurationError(
                 f"The lock {alias!r} has no option {unknown[0]!r}. Its options are: {', '.join(OPTIONS)}."
             )
         self.using = options.get("using", DEFAULT_DB_ALIAS)
         self.cache: str = options.get("cache", DEFAULT_CACHE_ALIAS)
         timeout = options.get("timeout", TIMEOUT)
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-            raise ImproperlyConfigured(
+            raise ConfigurationError(
                 f"The option 'timeout' of the lock {alias!r} should be a number of seconds above 0, not {timeout!r}."
             )
         self.timeout = float(timeout)

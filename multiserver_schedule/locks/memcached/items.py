@@ -12,9 +12,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from django.core.cache import caches
-from django.core.exceptions import ImproperlyConfigured
 
-from ...exceptions import ScheduleError
+from ...exceptions import ConfigurationError, ScheduleError
 from .line import Line
 from .rows import (
     STATE,
@@ -65,7 +64,7 @@ class Items:
         if not _is_key(made):
             made = str(self._make_key(f"{namespace}{kind}:{hashlib.sha256(name.encode()).hexdigest()}"))
         if not _is_key(made):
-            raise ImproperlyConfigured(
+            raise ConfigurationError(
                 f"The cache {self._cache!r} makes keys that Memcached does not take, such as {made!r}. Its KEY_PREFIX, "
                 f"its KEY_FUNCTION and the lock's alias {self.alias!r} should leave out spaces and control characters, "
                 "and be shorter than 100 characters together."

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from django.core.cache import caches
 from django.core.cache.backends.memcached import BaseMemcachedCache
-from django.core.exceptions import ImproperlyConfigured
 from pymemcache.client.base import Client  # type: ignore[import-untyped]
 from pymemcache.exceptions import (  # type: ignore[import-untyped]
     MemcacheError,
@@ -22,7 +21,7 @@ from pymemcache.exceptions import (  # type: ignore[import-untyped]
     MemcacheUnknownError,
 )
 
-from ...exceptions import StoreTimeout
+from ...exceptions import ConfigurationError, StoreTimeout
 from .rows import Moment, micros
 
 UNCERTAIN: Final = 2_000_000
@@ -207,9 +206,9 @@ def server_of(cache: str, alias: str) -> tuple[tuple[str, int] | str, str]:
     """Return the one server of this cache, as pymemcache wants it, and as people read it."""
     if cache not in caches.settings:
         known = ", ".join(sorted(caches.settings))
-        raise ImproperlyConfigured(f"There is no cache {cache!r}, which the lock {alias!r} names. Known are: {known}.")
+        raise ConfigurationError(f"There is no cache {cache!r}, which the lock {alias!r} names. Known are: {known}.")
     if not isinstance(caches[cache], BaseMemcachedCache):
-        raise ImproperlyConfigured(
+        raise ConfigurationError(
             f"The cache {cache!r} of the lock {alias!r} ({caches.settings[cache]['BACKEND']}) is no Memcached. "
             "This lock needs Django's PyMemcacheCache or PyLibMCCache; for others, see locks.cache.CacheLock."
         )
@@ -217,7 +216,7 @@ def server_of(cache: str, alias: str) -> tuple[tuple[str, int] | str, str]:
     servers = re.split("[;,]", location) if isinstance(location, str) else [*location]
     servers = [str(server).strip() for server in servers if str(server).strip()]
     if len(servers) != 1:
-        raise ImproperlyConfigured(
+        raise ConfigurationError(
             f"The cache {cache!r} of the lock {alias!r} has {len(servers)} servers in LOCATION. A lock needs exactly "
             "one: with several, one that is away for one client would be two locks. Give the lock a cache of its own."
         )
@@ -226,7 +225,7 @@ def server_of(cache: str, alias: str) -> tuple[tuple[str, int] | str, str]:
         return name.removeprefix("unix:"), name
     match = re.fullmatch(r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:/\[\]\s]+))(?::(?P<port>\d{1,5}))?", name)
     if match is None:
-        raise ImproperlyConfigured(
+        raise ConfigurationError(
             f"The LOCATION {name!r} of the cache {cache!r} is no server that the lock {alias!r} can use. "
             "Write host:port, [v6 address]:port, unix:/path or /path."
         )

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Exists, Model, Q, QuerySet
@@ -17,7 +16,7 @@ from django.db.models.lookups import LessThanOrEqual
 
 from ...database import Line, clock_of, is_conflict
 from ...entries import Occurrence
-from ...exceptions import StoreTimeout, UnsafeTransaction
+from ...exceptions import ConfigurationError, StoreTimeout, UnsafeTransaction
 from ...models import ScheduledLock, ScheduledRun, ScheduleState
 from ..base import BaseLock, Declarations
 from .rows import HERE, Clock, due_times
@@ -49,7 +48,7 @@ class Session(BaseLock):
         super().__init__(alias, options)
         unknown = sorted(set(options) - {"using"})
         if unknown:
-            raise ImproperlyConfigured(f"The lock {alias!r} has no option {unknown[0]!r}. Its only option is 'using'.")
+            raise ConfigurationError(f"The lock {alias!r} has no option {unknown[0]!r}. Its only option is 'using'.")
         self.using = options.get("using", DEFAULT_DB_ALIAS)
         self._line = Line(self.using)
         self._limit: timedelta | None = None

@@ -21,7 +21,6 @@ import redis
 from django.core.cache import caches
 from django.core.cache.backends.base import InvalidCacheBackendError
 from django.core.cache.backends.redis import RedisCache
-from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -48,7 +47,7 @@ try:
 except ImportError:  # an older redis-py
     MaintNotificationsConfig = None  # type: ignore[assignment,misc]
 
-from ...exceptions import StoreRefused, StoreTimeout
+from ...exceptions import ConfigurationError, StoreRefused, StoreTimeout
 
 _SCRIPT: Final = resources.files(__package__).joinpath("steps.lua").read_text(encoding="utf-8")
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
@@ -100,9 +99,9 @@ class Line:
         try:
             backend = caches[cache]
         except InvalidCacheBackendError as error:
-            raise ImproperlyConfigured(f"The lock {lock!r} cannot use the cache {cache!r}: {error}") from error
+            raise ConfigurationError(f"The lock {lock!r} cannot use the cache {cache!r}: {error}") from error
         if not isinstance(backend, RedisCache) and not hasattr(backend, "client"):
-            raise ImproperlyConfigured(
+            raise ConfigurationError(
                 f"The lock {lock!r} needs Redis or Valkey, and CACHES[{cache!r}] is {type(backend).__module__}."
                 f"{type(backend).__qualname__}. Give it the backend django_redis.cache.RedisCache, or "
                 "django.core.cache.backends.redis.RedisCache."
@@ -247,7 +246,7 @@ class Line:
             try:
                 return backend.client.get_client(True).connection_pool
             except (AttributeError, TypeError, NotImplementedError) as error:
-                raise ImproperlyConfigured(
+                raise ConfigurationError(
                     f"The lock {self.lock!r} finds no connection in CACHES[{self.cache!r}] "
                     f"({type(backend.client).__qualname__}): it needs a client of one primary, not of shards."
                 ) from error
