@@ -31,6 +31,7 @@ from multiserver_schedule.servers.providers.libcloud.errors import translate  # 
 # libcloud signs with it, on Python 3.12 and later.
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDXMODj8Lfum8jgpBi7lV3MnprKKIjuQKCvw7bjERMfz me@shop"
 CONFIGURATION = {"size": "t3.micro", "image": "ami-12c6146b"}
 BODY = '<?xml version="1.0"?><Response><Errors><Error><Code>{}</Code><Message>{}</Message></Error></Errors></Response>'
 
@@ -222,6 +223,17 @@ def test_an_error_of_amazons_says_what_was_done(
         provider.create_server(server())
     assert type(caught.value) is kind
     assert "aws: cannot create big-3f9a0c11d2e4" in str(caught.value)
+
+
+# libcloud uses what it has itself given up.
+@pytest.mark.filterwarnings("ignore:This method has been deprecated:UserWarning")
+def test_an_error_of_amazons_says_what_was_done_after_other_questions_too(
+    provider: LibcloudProvider, proxy: Proxy
+) -> None:
+    proxy.faults.append(action("RunInstances", refusing(500, "InsufficientInstanceCapacity")))
+    with pytest.raises(ProviderFull):
+        provider.create_server(server(ssh_key=PUBLIC_KEY))
+    assert len(asked(proxy, "DescribeKeyPairs")) == 1
 
 
 def test_a_provider_that_says_when_to_come_back_is_heard(provider: LibcloudProvider, proxy: Proxy) -> None:

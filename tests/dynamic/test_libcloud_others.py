@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 from django.core.checks import Error
 
+from multiserver_schedule.servers import fleet
 from multiserver_schedule.servers.entries import MachineState, ServerInfo
-from multiserver_schedule.servers.exceptions import FleetError, ProviderError, ProviderFull, ProviderRefused
+from multiserver_schedule.servers.exceptions import (
+    FleetError,
+    ProviderError,
+    ProviderFull,
+    ProviderRefused,
+)
 from multiserver_schedule.testing.providers import ProviderContract
 
+from .cloudstack import CloudStack
+from .conftest import MINUTE, Site
 from .needs import needs
 from .standin import HOST, Answer, Request, Server
 
@@ -354,6 +362,78 @@ def test_a_machine_of_a_cloud_that_does_not_keep_its_name_is_deleted_at_once() -
     with pytest.raises(ProviderRefused, match="does not keep the names"):
         provider.create_server(server("1", size="Small", image="Ubuntu 9.10"))
     assert provider.current_server_count() == 2
+
+
+# -- a creation of several requests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow() -> Iterator[CloudStack]:
+    cloud = CloudStack()
+    yield cloud
+    cloud.close()
+
+
+def at_cloudstack(cloud: CloudStack, **options: Any) -> LibcloudProvider:
+    return LibcloudProvider("cs", cloud.options(**options), fleet="shop")
+
+
+def test_a_creation_that_ran_out_of_time_while_its_machine_was_waited_for_may_have_made_it(slow: CloudStack) -> None:
+    with pytest.raises(ProviderError, match=r"the 0\.5 s of this call are over") as caught:
+        at_cloudstack(slow, timeout=0.5).create_server(server("1"))
+    assert type(caught.value) is ProviderError
+    assert slow.machines == ["mss--shop--1"]
+
+
+def test_a_creation_that_lost_the_connection_while_its_machine_was_waited_for_may_have_made_it(
+    slow: CloudStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = slow.answer
+
+    def last(request: Request) -> Answer:
+        found = answer(request)
+        if request.query.get("command") == "deployVirtualMachine":
+            slow.close()
+            found.headers = {**found.headers, "connection": "close"}
+        return found
+
+    monkeypatch.setattr(slow, "answer", last)
+    with pytest.raises(ProviderError, match=r"no connection: .*refused") as caught:
+        at_cloudstack(slow).create_server(server("1"))
+    assert type(caught.value) is ProviderError
+
+
+@pytest.mark.parametrize("status", [403, 404, 413, 429])
+def test_trouble_with_the_look_at_a_server_that_nova_has_just_made_does_not_unmake_it(
+    stack: OpenStack, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    answer = stack.answer
+
+    def spoiled(request: Request) -> Answer:
+        is_look = request.method == "GET" and request.path.split("/")[2:] == list(stack.servers)
+        return Answer.of({"error": {"message": "No."}}, status) if is_look else answer(request)
+
+    monkeypatch.setattr(stack, "answer", spoiled)
+    with pytest.raises(ProviderError) as caught:
+        at_stack(stack)().create_server(server("1", **NOVA))
+    assert type(caught.value) is ProviderError
+    assert len(stack.servers) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_machine_whose_creation_takes_longer_than_a_call_is_made_once_even_if_it_is_listed_late(
+    site: Site, slow: CloudStack
+) -> None:
+    backend = "multiserver_schedule.servers.providers.libcloud.LibcloudProvider"
+    given = {"cs": {"BACKEND": backend, "OPTIONS": slow.options(timeout=0.5)}}
+    site.settings.MULTISERVER_SCHEDULE_SERVERS = {"FLEET": "shop", "PROVIDERS": given}
+    fleet.ensure(1)
+    for number in range(6):
+        slow.is_shown = number > 2
+        site.reconcile("cs")
+        site.later(MINUTE)
+    assert len(slow.machines) == 1
+    assert site.statuses() == {"running": 1}
 
 
 # -- options ----------------------------------------------------------------------------------------------------------

@@ -129,6 +129,11 @@ class Dialect:
         """Say whether an answer 404, or 400, means that there is no such machine."""
         return False
 
+    @staticmethod
+    def may_make(method: str, url: str) -> bool:
+        """Say whether this request of a creation may make the machine: any, of a driver that nobody knows."""
+        return True
+
     # Done
 
     def prepare(self, server: ServerInfo, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,6 +237,10 @@ class Dialect:
 class Known(Dialect):
     """A driver whose methods are known to need nothing of a machine but its id, and to set the tag they are given."""
 
+    @staticmethod
+    def may_make(method: str, url: str) -> bool:
+        return method != "GET"
+
     def create(self, arguments: Mapping[str, Any]) -> Seen:
         return self._seen(self.driver.create_node(**arguments))
 
@@ -310,6 +319,10 @@ class EC2(Known):
     @staticmethod
     def is_not_there(code: str, text: str) -> bool:
         return code == "InvalidInstanceID.NotFound"
+
+    @staticmethod
+    def may_make(method: str, url: str) -> bool:
+        return "Action=RunInstances" in url
 
     def prepare(self, server: ServerInfo, given: Mapping[str, Any]) -> dict[str, Any]:
         # Built from what is given: DescribeImages has thousands, and libcloud's table of sizes is older than some.

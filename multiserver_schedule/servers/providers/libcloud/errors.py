@@ -54,7 +54,7 @@ def translate(
     error: BaseException, tell: Callable[[str], str], *, is_not_there: Callable[[str, str], bool]
 ) -> ProviderError:
     """
-    Return the error to raise instead.
+    Return the error to raise instead: it says what the request that failed has done, and nothing of those before it.
 
     ``tell`` makes a text fit to be shown. ``is_not_there`` is given a code and a text of an answer 404 or 400, and says
     whether they speak of the machine, and not of a path or a project.

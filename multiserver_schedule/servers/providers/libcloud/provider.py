@@ -80,7 +80,8 @@ class LibcloudProvider(BaseProvider):
         with self._call(f"create {server.name}", given, nothing_done=True) as cloud:
             self._refuse_unknown(cloud, given)
             arguments = cloud.prepare(server, given)
-        with self._call(f"create {server.name}", given, begin=False) as cloud:
+        with self._call(f"create {server.name}", given, begin=False, creates=True) as cloud:
+            self._clock.forget()
             return cloud.create(arguments).machine
 
     def has_started(self, machine_id: str) -> bool:
@@ -176,7 +177,13 @@ class LibcloudProvider(BaseProvider):
 
     @contextmanager
     def _call(
-        self, what: str, given: Mapping[str, Any] | None = None, *, begin: bool = True, nothing_done: bool = False
+        self,
+        what: str,
+        given: Mapping[str, Any] | None = None,
+        *,
+        begin: bool = True,
+        nothing_done: bool = False,
+        creates: bool = False,
     ) -> Iterator[Dialect]:
         """Make one call: in time, with the errors of this package, and without a secret in them."""
         if begin:
@@ -197,7 +204,20 @@ class LibcloudProvider(BaseProvider):
             found = translate(error, tell, is_not_there=self._dialect.is_not_there)
             if nothing_done and type(found) is ProviderError:
                 raise ProviderBusy(str(found)) from None
+            if creates and self._may_be_made(found):
+                raise ProviderError(str(found)) from None
             raise found from None
+
+    def _may_be_made(self, found: ProviderError) -> bool:
+        """
+        Say whether a machine may be there, whatever the error says of the request that failed.
+
+        A driver that waits for its machine asks again after the creation: out of time, throttled or without a
+        connection then, "nothing was done" is true of that question alone.
+        """
+        if self._clock.is_blind:
+            return isinstance(found, ProviderBusy)
+        return any(self._dialect.may_make(method, url) for method, url in self._clock.passed)
 
     def _open(self) -> Dialect:
         if self._opened is None:

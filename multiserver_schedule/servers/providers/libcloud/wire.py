@@ -20,18 +20,42 @@ class NotWhole(Exception):
 
 
 class Clock:
-    """How much time is left for the call that is being made: it may take several requests."""
+    """How much time is left for the call that is being made, and what it asked for: it may take several requests."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.ends = 0.0
+        self.is_blind = False
+        """Are requests made that are not seen here?"""
+        self.passed: list[tuple[str, str]] = []
+        """Method and URL of each request that went before what happens now: what fails now was not that one."""
+        self._under_way: tuple[str, str] | None = None
         self.begin()
 
     def begin(self) -> None:
         self.ends = time.monotonic() + self.seconds
+        self.forget()
 
     def left(self) -> float:
         return self.ends - time.monotonic()
+
+    def asks(self, method: str, url: str) -> None:
+        """Note that a request is about to be sent."""
+        self._pass()
+        self._under_way = (method, url)
+
+    def granted(self) -> None:
+        """Note that it was answered, and with no error."""
+        self._pass()
+
+    def forget(self) -> None:
+        """Begin to note anew."""
+        self.passed, self._under_way = [], None
+
+    def _pass(self) -> None:
+        if self._under_way is not None:
+            self.passed.append(self._under_way)
+            self._under_way = None
 
 
 class TimedConnection(LibcloudConnection):
@@ -59,6 +83,7 @@ class TimedConnection(LibcloudConnection):
         stream: bool = False,
         hooks: Any = None,
     ) -> None:
+        self.clock.asks(method, url)
         left = self.clock.left()
         if left <= 0:
             raise OutOfTime(f"the {self.clock.seconds:g} s of this call are over")
@@ -66,6 +91,8 @@ class TimedConnection(LibcloudConnection):
         super().request(method, url, body=body, headers=headers, raw=raw, stream=True, hooks=hooks)  # type: ignore[no-untyped-call]
         if not stream:
             self._read()
+        if self.response.status_code < 400:
+            self.clock.granted()
 
     def _read(self) -> None:
         """Read the answer as its pieces come: a fixed amount is waited for until it is whole, however slowly."""
@@ -92,7 +119,8 @@ def tame(driver: Any, clock: Clock, *, host: str | None, port: int | None, secur
     """Have a driver's requests end with the clock, never be repeated, and go where the options say."""
     connection = getattr(driver, "connection", None)
     if not isinstance(connection, Connection):
-        return  # not over HTTP, such as libvirt's
+        clock.is_blind = True  # not over HTTP, such as vSphere's
+        return
     untyped: Any = connection
     _set_up(untyped, clock, host, port, secure)
 
