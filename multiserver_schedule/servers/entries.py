@@ -61,7 +61,7 @@ class Load:
     """
     How much work waits for a type of servers. None: the source can't tell.
 
-    Add two to have the load of two queues together.
+    Add two to have the load of two queues together. Raises ValueError, naming what is wrong and what to write.
     """
 
     waiting: int | None = None
@@ -72,6 +72,25 @@ class Load:
     """Jobs that are being worked on."""
     busy: Mapping[str, int] = field(default_factory=dict)
     """Jobs being worked on by each server, by its name, as far as it is known: who is idle is let go first."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, where it is told: it would fail, or decide something, far from there."""
+        for name in ("waiting", "running"):
+            value = getattr(self, name)
+            if value is not None and not _is_count(value):
+                raise ValueError(f"Load: {name} should be a whole number from 0 up, or None; not {value!r}.")
+        if self.oldest is not None and (not isinstance(self.oldest, timedelta) or self.oldest < timedelta(0)):
+            raise ValueError(
+                f"Load: oldest should be a timedelta from zero up, such as timedelta(minutes=5), or None; "
+                f"not {self.oldest!r}."
+            )
+        if not isinstance(self.busy, Mapping):
+            raise ValueError(f"Load: busy should be a dict of a server's name to its jobs, not {self.busy!r}.")
+        for server, jobs in self.busy.items():
+            if not isinstance(server, str) or not _is_count(jobs):
+                raise ValueError(f"Load: busy has {server!r}: {jobs!r}; write the server's name and a whole number.")
+        # A copy, so that nobody changes what was checked.
+        object.__setattr__(self, "busy", dict(self.busy))
 
     def __add__(self, other: Load) -> Load:
         def both(one: Any, two: Any, how: Any) -> Any:
@@ -86,3 +105,8 @@ class Load:
             running=both(self.running, other.running, int.__add__),
             busy=busy,
         )
+
+
+def _is_count(value: object) -> bool:
+    # A bool is an int to Python, and a slip of the pen to everybody else.
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

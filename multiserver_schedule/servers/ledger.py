@@ -383,6 +383,12 @@ def carry_out(
     return True
 
 
+def last_decision(type: str) -> Decision | None:
+    """Return what was written down last of a type."""
+    last: Decision | None = decisions().filter(type=type).order_by("-until", "-pk").first()
+    return last
+
+
 def record(
     type: str,
     *,
@@ -401,7 +407,7 @@ def record(
         "running": counted.get(Status.RUNNING, 0),
         "provisioned": provisioned(counted),
     }
-    last = decisions().filter(type=type).order_by("-until", "-pk").first()
+    last = last_decision(type)
     more = {"load": dict(load), "why": why, "by": (by or who())[:150]}
     if last and now - last.until <= _MERGED_WITHIN and all(getattr(last, key) == value for key, value in seen.items()):
         decisions().filter(pk=last.pk).update(until=now, times=F("times") + 1, **more)

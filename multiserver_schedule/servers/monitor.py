@@ -13,7 +13,7 @@ from .demand import Decision, Policy, Standing, asked, decide
 from .entries import Load
 from .hiding import without
 from .plan import Plan
-from .types import ServerType
+from .types import ServerType, Source
 
 logger = logging.getLogger("multiserver_schedule.servers")
 
@@ -89,15 +89,17 @@ def _asks() -> dict[str, _Ask]:
     """Ask everybody how many servers there should be. Whoever raises is logged, and then nothing is asked for."""
     asks: dict[str, _Ask] = {}
     trouble = ""
+    kinds = types.known()
     try:
         determined = fleet.determined(fleet) or {}
     except Exception as error:
         trouble = f"determine_server_count: {_told(error)}"
-        logger.error(
-            "What determine_server_count was given failed, and the counts stay as they are.\n%s", _traced(error)
-        )
+        if _is_news(trouble, *(name for name, kind in kinds.items() if not kind.sources)):
+            logger.error(
+                "What determine_server_count was given failed, and the counts stay as they are.\n%s", _traced(error)
+            )
         determined = {}
-    for name, kind in types.known().items():
+    for name, kind in kinds.items():
         if name in determined:
             asks[name] = _Ask(determined[name], "determine_server_count asks for it")
         elif kind.sources:
@@ -108,17 +110,22 @@ def _asks() -> dict[str, _Ask]:
 
 
 def _ask(kind: ServerType) -> _Ask:
-    try:
-        loads = [source() for source in kind.sources]
-    except Exception as error:
-        logger.error(
-            "The load of the server type %s can't be told, and its count stays as it is.\n%s", kind.name, _traced(error)
-        )
-        return _Ask(trouble=f"its load can't be told: {_told(error)}")
-    load = sum(loads[1:], loads[0])
     row = ledger.targets().filter(type=kind.name).first()
     wanted = row.wanted if row else kind.policy.minimum
-    answer = asked(load, kind.policy, wanted)
+    try:
+        # Whatever a source returns is its own trouble, and that of no other type.
+        loads = [_load_of(source) for source in kind.sources]
+        load = sum(loads[1:], loads[0])
+        answer = asked(load, kind.policy, wanted)
+    except Exception as error:
+        trouble = f"its load can't be told: {_told(error)}"
+        if _is_news(trouble, kind.name):
+            logger.error(
+                "The load of the server type %s can't be told, and its count stays as it is.\n%s",
+                kind.name,
+                _traced(error),
+            )
+        return _Ask(trouble=trouble)
     if answer is None:
         return _Ask(load=load, trouble="its load does not tell what its rules ask for")
     count, why = answer
@@ -131,6 +138,13 @@ def _ask(kind: ServerType) -> _Ask:
     return _Ask(count, why, load)
 
 
+def _load_of(source: Source) -> Load:
+    load: object = source()
+    if not isinstance(load, Load):
+        raise TypeError(f"{source!r} should return a Load, such as Load(waiting=12), not {load!r}.")
+    return load
+
+
 def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry: bool) -> Decision:
     """Decide for one type, and keep the decision; again, where somebody else has decided meanwhile."""
     for _ in range(_TRIES):
@@ -141,11 +155,7 @@ def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry
         if kind is None:
             return Decision(Standing(0), "this type is not registered any more")
         if ask.asked is None:
-            why = (
-                f"{ask.trouble}; it stays as it is"
-                if ask.trouble
-                else (row.why if row else "") or "nothing was asked for"
-            )
+            why = _stays(ask.trouble) if ask.trouble else (row.why if row else "") or "nothing was asked for"
             return Decision(standing, why)
         decision = decide(ask.asked, ask.why, standing, _bounded(kind), now)
         if dry or row is None:
@@ -153,6 +163,16 @@ def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry
         if ledger.decide(row, decision.standing, decision.why, busy=_busy(ask.load), now=now):
             return decision
     raise RuntimeError(f"What is wanted of the type {name!r} was changed {_TRIES} times by others meanwhile.")
+
+
+def _stays(trouble: str) -> str:
+    return f"{trouble}; it stays as it is"
+
+
+def _is_news(trouble: str, *types: str) -> bool:
+    """Say whether this trouble is not written down yet: while it stays the same, it is logged once."""
+    last = [ledger.last_decision(type) for type in types]
+    return not any(decision is not None and decision.why == _stays(trouble) for decision in last)
 
 
 def _told(error: Exception) -> str:

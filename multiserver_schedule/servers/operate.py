@@ -171,7 +171,7 @@ def type_lines(type: str | None = None) -> list[TypeLine]:
         if type not in (None, name):
             continue
         registered, target, counts = known.get(name), wanted.get(name), counted.get(name, {})
-        last: Decision | None = ledger.decisions().filter(type=name).order_by("-until", "-pk").first()
+        last = ledger.last_decision(name)
         lines.append(
             TypeLine(
                 name=name,

@@ -175,6 +175,61 @@ def test_a_load_that_cannot_be_told_leaves_its_type_as_it_is_and_no_other(site: 
     assert (told["default"].wanted, told["big"].wanted) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (lambda: 12, "should return a Load, such as Load(waiting=12), not 12"),
+        (lambda: None, "should return a Load"),
+        (lambda: Load(oldest=300), "oldest should be a timedelta from zero up, such as timedelta(minutes=5)"),
+        (lambda: Load(oldest=timedelta(seconds=-1)), "oldest should be a timedelta from zero up"),
+        (lambda: Load(waiting=-3), "waiting should be a whole number from 0 up, or None; not -3"),
+        (lambda: Load(waiting=2.5), "waiting should be a whole number from 0 up, or None; not 2.5"),
+        (lambda: Load(waiting=1, running=True), "running should be a whole number from 0 up, or None; not True"),
+        (lambda: Load(waiting=1, busy=["a"]), "busy should be a dict of a server's name to its jobs"),
+        (lambda: Load(waiting=1, busy={"a": None}), "busy has 'a': None"),
+    ],
+)
+def test_a_source_that_returns_no_load_leaves_its_type_as_it_is_and_no_other(
+    site: Site, source: Any, said: str
+) -> None:
+    rules = {"waiting_per_server": 10, "waited": {MINUTE: 1}}
+    fleet.register_server_type(ServerType("default").scale_on(lambda: Load(waiting=0), source, **rules))
+    fleet.register_server_type(ServerType("big").scale_on(lambda: Load(waiting=25), waiting_per_server=10))
+    fleet.ensure(2)
+    told = {each.type: each for each in site.monitor()}
+    assert (told["default"].wanted, told["big"].wanted) == (2, 3)
+    assert said in told["default"].trouble
+
+
+def test_a_trouble_that_stays_the_same_is_logged_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    answers = iter([OSError("away"), OSError("away"), Load(waiting=0), OSError("away"), OSError("in flames")])
+
+    def source() -> Load:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    fleet.register_server_type(ServerType("default").scale_on(source, waiting_per_server=10))
+    logged = []
+    for _ in range(5):
+        site.monitor()
+        site.later(MINUTE)
+        logged.append(caplog.text.count("can't be told"))
+    assert logged == [1, 1, 1, 2, 3]
+
+
+def test_a_callable_that_raises_again_and_again_is_logged_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    @fleet.determine_server_count
+    def count(fleet: Any) -> None:
+        raise OSError("the broker is away")
+
+    for _ in range(3):
+        site.monitor()
+        site.later(MINUTE)
+    assert caplog.text.count("determine_server_count was given failed") == 1
+
+
 def test_the_loads_of_several_queues_are_taken_together(site: Site) -> None:
     sources = [lambda: Load(waiting=15), lambda: Load(waiting=15, oldest=timedelta(minutes=2))]
     fleet.register_server_type(ServerType("default").scale_on(*sources, waiting_per_server=10))
