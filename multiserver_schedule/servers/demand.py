@@ -73,6 +73,10 @@ class Policy:
         """Return this one with other values. Raises ValueError as making one does."""
         return dataclasses.replace(self, **values)
 
+    def bounded(self, count: int) -> int:
+        """Return a count that is within the bounds."""
+        return min(max(count, self.minimum), MOST if self.maximum is None else self.maximum)
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -138,7 +142,7 @@ def asked(load: Load, policy: Policy, wanted: int) -> tuple[int, str] | None:
         if count < wanted:
             return wanted, f"{why}; but {unknown[0]}, so none of {wanted} {'is' if wanted == 1 else 'are'} let go"
         why = f"{why}; {unknown[0]}"
-    return count, why
+    return min(count, MOST), why
 
 
 def decide(asked: int, why: str, standing: Standing, policy: Policy, now: datetime) -> Decision:
@@ -157,12 +161,12 @@ def decide(asked: int, why: str, standing: Standing, policy: Policy, now: dateti
     """
     said = [why]
     least, most = policy.minimum, MOST if policy.maximum is None else policy.maximum
-    bounded = min(max(asked, least), most)
+    bounded = policy.bounded(asked)
     if bounded != asked:
         said.append(f"at least {least}" if bounded > asked else f"at most {most}")
     standing = _mended(standing, now)
     changes = [moment for moment in (standing.raised_at, standing.lowered_at) if moment is not None]
-    wanted = min(max(standing.wanted, least), most)
+    wanted = policy.bounded(standing.wanted)
     if wanted != standing.wanted:
         bound = f"below the minimum of {least}" if wanted > standing.wanted else f"above the maximum of {most}"
         said.append(f"{standing.wanted} until now was {bound}")

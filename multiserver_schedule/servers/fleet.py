@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Final, TypeVar
 
 from . import ledger, types
+from .demand import MOST
 from .exceptions import FleetError
 from .states import Status
 from .types import DEFAULT, ServerType, option
@@ -65,7 +66,7 @@ def determine_server_count(determine: _D) -> _D:
 
 def ensure(count: int, type: str = DEFAULT) -> int:
     """
-    Want so many servers of a type, no more and no fewer; return how many are wanted now.
+    Want so many servers of a type, no more and no fewer; return how many are wanted now, within the type's bounds.
 
     Raises FleetError for a count below zero, or of a type that is not known.
     """
@@ -73,12 +74,16 @@ def ensure(count: int, type: str = DEFAULT) -> int:
 
 
 def increase(by: int = 1, type: str = DEFAULT) -> int:
-    """Want more of a type than were wanted until now; return how many are. ``increase(0)`` does nothing."""
+    """
+    Want more of a type than were wanted until now, as many as may be had at most; return how many are wanted.
+
+    ``increase(0)`` does nothing.
+    """
     return _want("increase", by, type, lambda wanted: wanted + by)
 
 
 def decrease(by: int = 1, type: str = DEFAULT) -> int:
-    """Want fewer of a type than were wanted until now, zero at least; return how many are wanted."""
+    """Want fewer of a type than were wanted until now, its minimum at least; return how many are wanted."""
     return _want("decrease", by, type, lambda wanted: max(0, wanted - by))
 
 
@@ -127,15 +132,23 @@ def _wanted(type: str) -> int:
 def _want(verb: str, number: int, type: str, change: Callable[[int], int]) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise FleetError(f"fleet.{verb}() takes a whole number from 0 up, not {number!r}.")
+    if number > MOST:
+        raise FleetError(f"fleet.{verb}() takes at most {MOST}, not {number!r}.")
     kind = types.get(type)
     asks = _asking.get()
     if asks is not None:
-        asks[type] = change(asks.get(type, _wanted(type)))
+        # Bounded by the decision, which says so.
+        asks[type] = min(change(asks.get(type, _wanted(type))), MOST)
         return asks[type]
     if verb != "ensure" and number == 0:
         return _wanted(type)
-    least = kind.policy.minimum
-    return ledger.want(type, lambda wanted: change(max(least, wanted)), f"fleet.{verb}({number})", now=ledger.now())
+    # One order for more than its providers have room for is kept, and said to be short of; many in a row do not add up.
+    policy = kind.policy if verb == "ensure" else types.bounded(kind)
+
+    def ordered(wanted: int) -> int:
+        return policy.bounded(change(policy.bounded(wanted)))
+
+    return ledger.want(type, ordered, f"fleet.{verb}({number})", now=ledger.now())
 
 
 @contextmanager

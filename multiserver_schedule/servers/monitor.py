@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from . import conf, fleet, ledger, planner, types
-from .demand import Decision, Policy, Standing, asked, decide
+from . import fleet, ledger, planner, types
+from .demand import Decision, Standing, asked, decide
 from .entries import Load
 from .hiding import without
 from .plan import Plan
@@ -157,7 +157,7 @@ def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry
         if ask.asked is None:
             why = _stays(ask.trouble) if ask.trouble else (row.why if row else "") or "nothing was asked for"
             return Decision(standing, why)
-        decision = decide(ask.asked, ask.why, standing, _bounded(kind), now)
+        decision = decide(ask.asked, ask.why, standing, types.bounded(kind), now)
         if dry or row is None:
             return decision
         if ledger.decide(row, decision.standing, decision.why, busy=_busy(ask.load), now=now):
@@ -182,15 +182,6 @@ def _told(error: Exception) -> str:
 
 def _traced(error: Exception) -> str:
     return without("".join(traceback.format_exception(error)))
-
-
-def _bounded(kind: ServerType) -> Policy:
-    """Return a type's policy, with its providers' limits where it has no maximum: what can't be had is no aim."""
-    if kind.policy.maximum is not None:
-        return kind.policy
-    limits = conf.load().providers
-    most = sum(limits[name].max_servers for name in types.providers_of(kind))
-    return kind.policy.changed(maximum=max(kind.policy.minimum, most))
 
 
 def _busy(load: Load | None) -> dict[str, int] | None:

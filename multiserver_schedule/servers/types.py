@@ -10,7 +10,7 @@ from typing import Any, Final
 from django.utils.module_loading import import_string
 
 from . import conf
-from .demand import Policy
+from .demand import MOST, Policy
 from .entries import Load, ServerInfo
 from .exceptions import FleetError
 from .hiding import is_secret
@@ -256,6 +256,15 @@ def get(name: str) -> ServerType:
     if name not in types:
         raise FleetError(f"No server type is named {name!r}.{conf.nearest(name, types)}")
     return types[name]
+
+
+def bounded(type: ServerType) -> Policy:
+    """Return a type's policy, with its providers' limits where it has no maximum: what can't be had is no aim."""
+    if type.policy.maximum is not None:
+        return type.policy
+    limits = conf.load().providers
+    most = sum(limits[name].max_servers for name in providers_of(type))
+    return type.policy.changed(maximum=min(MOST, max(type.policy.minimum, most)))
 
 
 def providers_of(type: ServerType) -> tuple[str, ...]:

@@ -254,20 +254,26 @@ def test_an_unknown_provider_is_named_with_the_nearest() -> None:
 def test_ensure_says_what_is_wanted_from_now_on() -> None:
     assert call("ensure", "3") == ("default: 3 wanted, from the next pass on\n", "", 0)
     assert fleet.wanted_count() == 3
-    assert json.loads(call("ensure", "0", "--json")[0]) == {"type": "default", "wanted": 0, "within_bounds": 0}
+    assert json.loads(call("ensure", "0", "--json")[0]) == {"type": "default", "asked": 0, "wanted": 0}
 
 
 def test_ensure_says_who_else_has_a_say() -> None:
     by_load("big")
     out, err, status = call("ensure", "9", "--type", "big")
-    assert (out, status) == ("big: 9 wanted, from the next pass on\n", 0)
-    assert "big: 3 are had, since the type allows 0 to 3.\n" in err
+    assert (out, status) == ("big: 3 wanted, from the next pass on\n", 0)
+    assert "big: not 9, since the type allows 0 to 3.\n" in err
     assert "big: its load is asked again soon, and changes this as its rules say.\n" in err
 
 
 @pytest.mark.parametrize("count", ["-1", "two", "1.5"])
 def test_ensure_takes_no_other_count(count: str) -> None:
     assert call("ensure", count) == ("", "", 2)
+    assert not ledger.targets().exists()
+
+
+def test_ensure_refuses_more_than_can_be_written_down() -> None:
+    said = "fleet.ensure() takes at most 2147483647, not 99999999999999999999."
+    assert refused("ensure", "99999999999999999999") == (said, 1)
     assert not ledger.targets().exists()
 
 

@@ -407,7 +407,7 @@ def test_what_the_commands_print_is_what_is_quoted() -> None:
     told = said_by_the_code()
     for text in (
         "*: * wanted, from the next pass on",
-        "*: * are had, since the type allows *.",
+        "*: not *, since the type allows *.",
         "another one is made in its place, since * of its type are wanted as before: to have fewer, ask for fewer",
         "its next step is tried at the next look at *",
         "a reboot is asked for of * server*",

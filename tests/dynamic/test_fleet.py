@@ -37,6 +37,59 @@ def test_increase_and_decrease_count_from_what_is_wanted(site: Site) -> None:
     assert fleet.decrease(9) == 0
 
 
+def test_orders_beyond_the_bounds_do_not_add_up(site: Site) -> None:
+    fleet.register_server_type(ServerType("worker").between(1, 4))
+    assert [fleet.ensure(4, "worker"), fleet.increase(10, "worker"), fleet.decrease(1, "worker")] == [4, 4, 3]
+    assert [fleet.decrease(9, "worker"), fleet.increase(1, "worker")] == [1, 2]
+    assert [fleet.ensure(9, "worker"), fleet.ensure(0, "worker")] == [4, 1]
+    assert fleet.wanted_count("worker") == 1
+
+
+def test_without_a_maximum_orders_add_up_to_no_more_than_the_provider_may_have(site: Site) -> None:
+    assert [fleet.increase(30), fleet.decrease(1)] == [5, 4]
+    assert [fleet.ensure(9), fleet.decrease(1)] == [9, 4], "one order is kept, in case the provider may have more"
+
+
+def test_what_was_ordered_before_the_bounds_were_narrowed_is_nothing_to_undo(site: Site) -> None:
+    fleet.register_server_type(ServerType("worker"))
+    fleet.ensure(5, "worker")
+    fleet.register_server_type(ServerType("worker").between(0, 2))
+    assert fleet.decrease(1, "worker") == 1
+
+
+@pytest.mark.parametrize("verb", ["ensure", "increase", "decrease"])
+def test_a_count_that_no_database_can_hold_is_refused(site: Site, verb: str) -> None:
+    with pytest.raises(FleetError, match=rf"fleet\.{verb}\(\) takes at most 2147483647, not 2147483648"):
+        getattr(fleet, verb)(2**31)
+
+
+def test_a_determined_count_that_no_database_can_hold_leaves_everything_as_it_is(site: Site) -> None:
+    fleet.ensure(2)
+    fleet.determine_server_count(lambda fleet: 10**12)
+    (told,) = site.monitor()
+    assert told.wanted == 2
+    assert "takes at most" in told.trouble
+
+
+def test_a_load_that_asks_for_more_than_a_database_can_hold_is_decided_on(site: Site) -> None:
+    fleet.register_server_type(ServerType("default").scale_on(lambda: Load(waiting=10**15), waiting_per_server=1))
+    fleet.register_server_type(ServerType("big").between(0, 3))
+
+    @fleet.determine_server_count
+    def count(fleet: Any) -> None:
+        fleet.increase(2**31 - 1, "big")
+        fleet.increase(2**31 - 1, "big")
+
+    site.monitor()
+    rows = Decision.objects.using(ledger.using())
+    assert {row.type: (row.asked, row.wanted) for row in rows} == {"default": (2**31 - 1, 5), "big": (2**31 - 1, 3)}
+
+
+def test_a_provider_may_be_allowed_more_than_a_database_can_hold(site: Site) -> None:
+    site.options(MAX_SERVERS=10**12)
+    assert [fleet.increase(2**31 - 1), fleet.increase(1), fleet.ensure(0)] == [2**31 - 1, 2**31 - 1, 0]
+
+
 def test_provisioned_are_those_that_work_or_are_on_their_way_to(site: Site) -> None:
     fleet.register_server_type(ServerType("big"))
     fleet.ensure(2)
@@ -276,7 +329,7 @@ def test_a_minimum_is_had_without_anybody_asking(site: Site) -> None:
     fleet.register_server_type(ServerType("default").between(2, 3))
     site.settle()
     assert site.statuses() == {"running": 2}
-    assert fleet.increase(5) == 7
+    assert fleet.increase(5) == 3
     site.settle()
     assert site.statuses() == {"running": 3}, "never more than its maximum"
 

@@ -82,6 +82,7 @@ def test_5_several_that_plan_at_once_let_go_as_many_as_are_too_many_and_no_more(
 
 
 def test_5_of_orders_that_are_given_at_once_none_is_lost(site: Site) -> None:
+    site.options(MAX_SERVERS=10 * SERVERS)
     at_once([lambda: [fleet.increase(1) for _ in range(10)]] * SERVERS)
     assert fleet.wanted_count() == 10 * SERVERS
 

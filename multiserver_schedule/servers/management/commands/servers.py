@@ -15,7 +15,7 @@ from multiserver_schedule.management import tables
 from multiserver_schedule.management.verbs import VerbCommand, at_least, zone_named
 from multiserver_schedule.operate import sound
 from multiserver_schedule.operate.stores import said
-from multiserver_schedule.servers import conf, fleet, ledger, monitor, operate, planner, reconcile, types
+from multiserver_schedule.servers import conf, fleet, ledger, monitor, operate, reconcile, types
 from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.management import lines
 
@@ -143,16 +143,15 @@ class Command(VerbCommand):
         sound()
         kind = types.get(type)
         wanted = fleet.ensure(count, type)
-        made = planner.needs_of(type, ledger.target(type), kind, now=ledger.now()).wanted
         if json:
-            self._json({"type": type, "wanted": wanted, "within_bounds": made})
+            self._json({"type": type, "asked": count, "wanted": wanted})
         elif verbosity:
             self.stdout.write(f"{type}: {wanted} wanted, from the next pass on")
-        if made != wanted:
+        if wanted != count:
             bounds = (
                 f"{kind.policy.minimum} to {kind.policy.maximum if kind.policy.maximum is not None else 'any number'}"
             )
-            self.stderr.write(f"{type}: {made} are had, since the type allows {bounds}.")
+            self.stderr.write(f"{type}: not {count}, since the type allows {bounds}.")
         if kind.sources:
             self.stderr.write(f"{type}: its load is asked again soon, and changes this as its rules say.")
 
