@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -14,10 +15,18 @@ _SECRET: Final = re.compile(
 )
 _IN_URL: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)", re.IGNORECASE)
 
+_STANDS: Final = "$<{"
+"""With one of these begins what stands for a password."""
+
 
 def is_secret(name: object) -> bool:
     """Say whether an option or an entry of a configuration is called as secrets are: "api_key", "password", …"""
     return _SECRET.search(str(name)) is not None
+
+
+def has_password(text: str) -> bool:
+    """Say whether a URL with a password is in a text; "$TOKEN" and "{key}" stand for one that is not there."""
+    return any(found[0][found.end(1) - found.start()] not in _STANDS for found in _IN_URL.finditer(text))
 
 
 def without(text: str, options: Any = None) -> str:
@@ -27,6 +36,16 @@ def without(text: str, options: Any = None) -> str:
         if len(value) >= LEAST:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def told(error: BaseException, options: Any = None) -> str:
+    """Return an error in a line; a broker's may hold its URL."""
+    return without(f"{type(error).__name__}: {' '.join(str(error).split())}", options)
+
+
+def traced(error: BaseException, options: Any = None) -> str:
+    """Return an error with where it came from."""
+    return without("".join(traceback.format_exception(error)), options)
 
 
 def _secrets(value: Any, *, secret: bool) -> Iterator[str]:

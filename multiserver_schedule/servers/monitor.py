@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -11,7 +10,7 @@ from typing import Any, Final
 from . import fleet, ledger, planner, types
 from .demand import Decision, Standing, asked, decide
 from .entries import Load
-from .hiding import without
+from .hiding import told, traced
 from .plan import Plan
 from .types import ServerType, Source
 
@@ -93,10 +92,10 @@ def _asks() -> dict[str, _Ask]:
     try:
         determined = fleet.determined(fleet) or {}
     except Exception as error:
-        trouble = f"determine_server_count: {_told(error)}"
+        trouble = f"determine_server_count: {told(error)}"
         if _is_news(trouble, *(name for name, kind in kinds.items() if not kind.sources)):
             logger.error(
-                "What determine_server_count was given failed, and the counts stay as they are.\n%s", _traced(error)
+                "What determine_server_count was given failed, and the counts stay as they are.\n%s", traced(error)
             )
         determined = {}
     for name, kind in kinds.items():
@@ -118,12 +117,12 @@ def _ask(kind: ServerType) -> _Ask:
         load = sum(loads[1:], loads[0])
         answer = asked(load, kind.policy, wanted)
     except Exception as error:
-        trouble = f"its load can't be told: {_told(error)}"
+        trouble = f"its load can't be told: {told(error)}"
         if _is_news(trouble, kind.name):
             logger.error(
                 "The load of the server type %s can't be told, and its count stays as it is.\n%s",
                 kind.name,
-                _traced(error),
+                traced(error),
             )
         return _Ask(trouble=trouble)
     if answer is None:
@@ -173,15 +172,6 @@ def _is_news(trouble: str, *types: str) -> bool:
     """Say whether this trouble is not written down yet: while it stays the same, it is logged once."""
     last = [ledger.last_decision(type) for type in types]
     return not any(decision is not None and decision.why == _stays(trouble) for decision in last)
-
-
-def _told(error: Exception) -> str:
-    """Return an error in a line; a broker's may hold its URL."""
-    return without(f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _traced(error: Exception) -> str:
-    return without("".join(traceback.format_exception(error)))
 
 
 def _busy(load: Load | None) -> dict[str, int] | None:

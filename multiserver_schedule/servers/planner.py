@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
+
+from django.db import transaction
 
 from multiserver_schedule.logs import short
 
 from . import conf, ledger, types
 from .entries import ServerInfo
+from .hiding import told, traced
 from .plan import Known, Needs, Plan, Room, Short, plan
 from .states import BILLED, Status
 from .types import ServerType
@@ -185,7 +188,7 @@ def _note_registered(found: Survey) -> None:
 def _bring_about(type: str, found: Survey) -> tuple[Planned | None, Survey]:
     """Plan for one type until nobody else has planned for it meanwhile; return the survey that holds afterwards."""
     kind = found.kinds.get(type)
-    configure = kind.configuration_for if kind else _nothing
+    configure = _configuring(kind)
     for _ in range(_TRIES):
         row = found.targets.get(type)
         planned = found.plan(type)
@@ -203,11 +206,11 @@ def _bring_about(type: str, found: Survey) -> tuple[Planned | None, Survey]:
         try:
             if ledger.carry_out(row, result, configure, now=found.now):
                 return planned, survey(found.now)
-        except Exception as error:
+        except _NotConfigured as failed:
             # A configuration is a project's own code: what it raises keeps its own type from growing, and nothing else.
-            why = f"its configuration cannot be had: {error.__class__.__name__}: {error}"
+            why = f"its configuration cannot be had: {failed}"
             if row.short_because != why:
-                logger.exception("No server of the type %s can be made: %s", type, why)
+                logger.error("No server of the type %s can be made: %s\n%s", type, why, failed.trace)
             smaller = replace(result, creates=(), short=Short(type, len(result.creates), why))
             if ledger.carry_out(row, smaller, configure, now=found.now):
                 return replace(planned, plan=smaller), survey(found.now)
@@ -215,5 +218,27 @@ def _bring_about(type: str, found: Survey) -> tuple[Planned | None, Survey]:
     return None, found
 
 
-def _nothing(info: ServerInfo) -> dict[str, Any]:
-    return {}
+class _NotConfigured(Exception):
+    """What a configuration raised, in words without a secret."""
+
+    def __init__(self, error: Exception, kind: ServerType) -> None:
+        providers = conf.load().providers
+        options = [providers[name].options for name in types.providers_of(kind)]
+        super().__init__(told(error, options))
+        self.trace = traced(error, options)
+
+
+def _configuring(kind: ServerType | None) -> Callable[[ServerInfo], dict[str, Any]]:
+    """Return what gives a server its configuration, and tells its errors from those of the database."""
+
+    def configure(info: ServerInfo) -> dict[str, Any]:
+        if kind is None:
+            return {}
+        try:
+            # What it does wrong with the database ends with it, even if it goes on from there.
+            with transaction.atomic(using=ledger.using()):
+                return kind.configuration_for(info)
+        except Exception as error:
+            raise _NotConfigured(error, kind) from None
+
+    return configure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -13,7 +14,7 @@ from . import conf
 from .demand import MOST, Policy
 from .entries import Load, ServerInfo
 from .exceptions import FleetError
-from .hiding import is_secret
+from .hiding import has_password, is_secret
 
 DEFAULT: Final = "default"
 Configuration = Mapping[str, Any] | Callable[[ServerInfo], Mapping[str, Any]]
@@ -170,12 +171,16 @@ class ServerType:
         """
         Return what this server is to be created with, to be kept in its row: options are still names in it.
 
-        Raises FleetError where it is no dict, or where it holds what looks like a secret.
+        Raises FleetError where it is no dict, where it holds what looks like a secret, or what no database can keep.
         """
         given = self._configuration(server) if callable(self._configuration) else self._configuration
         if not isinstance(given, Mapping):
-            raise FleetError(f"The configuration of the server type {self.name!r} should be a dict, not {given!r}.")
+            raise FleetError(
+                # Not the value: it may be a secret.
+                f"The configuration of the server type {self.name!r} should be a dict, not {type(given).__name__}."
+            )
         _refuse_secrets(self.name, given, "")
+        _refuse_what_is_no_json(self.name, given)
         return dict(given)
 
     def _changed(self, **values: Any) -> ServerType:
@@ -190,18 +195,37 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _refuse_secrets(type: str, value: Any, path: str) -> None:
+def _refuse_secrets(type: str, value: Any, path: str, name: str = "") -> None:
+    """Refuse what looks like a secret; ``name``: of the entry that the value is in, a list's too."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if isinstance(inner, str) and inner and is_secret(key):
-                raise FleetError(
-                    f"The configuration of the server type {type!r} has {path}{key!s} in plain text, which would be "
-                    f"kept in the database. Put it into the OPTIONS of the provider, and write option({str(key)!r})."
-                )
-            _refuse_secrets(type, inner, f"{path}{key}.")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+                raise _secret(type, f"{path}{key!s} in plain text", str(key))
+            _refuse_secrets(type, inner, f"{path}{key}.", str(key))
+    elif isinstance(value, str):
+        if has_password(value):
+            raise _secret(type, f"a URL with a password in {path.rstrip('.')}", name)
+    elif isinstance(value, Sequence):
         for number, inner in enumerate(value):
-            _refuse_secrets(type, inner, f"{path}{number}.")
+            _refuse_secrets(type, inner, f"{path}{number}.", name)
+
+
+def _secret(type: str, what: str, name: str) -> FleetError:
+    return FleetError(
+        f"The configuration of the server type {type!r} has {what}, which would be kept in the database. "
+        f"Put it into the OPTIONS of the provider, and write option({name!r})."
+    )
+
+
+def _refuse_what_is_no_json(type: str, value: Mapping[str, Any]) -> None:
+    """Refuse what a database would: here it is told of one type, and there it would be of all that are planned."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FleetError(f"The configuration of the server type {type!r} is no JSON: {error}.") from None
+    if "\\u0000" in text.replace("\\\\", ""):
+        raise FleetError(f"The configuration of the server type {type!r} has a NUL in a text, which no database keeps.")
 
 
 def resolved(value: Any, options: Mapping[str, Any]) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import DatabaseError, OperationalError
 
 from multiserver_schedule.servers import fleet, ledger, monitor, planner, types
 from multiserver_schedule.servers.entries import Load
@@ -161,6 +164,98 @@ def test_a_secret_in_a_configuration_is_refused_and_told_where_to_go(site: Site)
     ServerType("big").configuration({"api_key": option("api_key")}).configuration_for(
         ledger.servers().model(name="x").info()
     )
+
+
+@pytest.mark.parametrize(
+    ("configuration", "said"),
+    [
+        ({"env": {"DATABASE_URL": "postgres://u:hunter4-hunter4@db/x"}}, r"in env\.DATABASE_URL,.*'DATABASE_URL'"),
+        ({"command": ["work", "--broker=amqp://u:hunter4-hunter4@b/x"]}, r"in command\.1,.*option\('command'\)"),
+        ({"ex_userdata": "#!/bin/sh\nwork redis://:hunter4-hunter4@10.0.0.2/0\n"}, "in ex_userdata,"),
+    ],
+)
+def test_a_url_with_a_password_in_a_configuration_is_refused_and_told_where_to_go(
+    site: Site, configuration: Any, said: str
+) -> None:
+    fleet.register_server_type(ServerType("big").configuration(configuration))
+    fleet.ensure(1, "big")
+    site.passes(1)
+    because = ledger.target("big").short_because
+    assert re.search(f"a URL with a password {said}", because), because
+    assert "hunter4" not in because
+    assert site.servers() == []
+
+
+@pytest.mark.parametrize("text", ["https://host/a:b@c", "https://u:$TOKEN@host/", "amqp://{name}:{key}@host/"])
+def test_a_url_with_what_stands_for_a_password_is_none(site: Site, text: str) -> None:
+    fleet.register_server_type(ServerType("big").configuration({"url": text, "broker": option("broker")}))
+    fleet.ensure(1, "big")
+    site.monitor()
+    (server,) = site.servers()
+    assert server.configuration == {"url": text, "broker": {"$option": "broker"}}
+
+
+def test_what_a_configuration_raises_is_told_without_a_secret(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    def configuration(server: Any) -> dict[str, Any]:
+        try:
+            raise OSError("no hunter2-hunter2 for you")
+        except OSError as error:
+            raise RuntimeError("GET https://vault:hunter3-hunter3@vault/x failed") from error
+
+    fleet.register_server_type(ServerType("big").configuration(configuration))
+    fleet.ensure(1, "big")
+    site.passes(2)
+    because = ledger.target("big").short_because
+    assert because == "its configuration cannot be had: RuntimeError: GET https://vault:…@vault/x failed"
+    assert "no … for you" in caplog.text, "with what led to it"
+    assert "hunter" not in caplog.text
+    assert caplog.text.count("No server of the type big") == 1
+
+
+@pytest.mark.parametrize("value", [timedelta(1), float("nan"), {1, 2}, "a\0b", "\\\0", "\ud800"], ids=ascii)
+def test_a_configuration_that_no_database_can_keep_is_the_trouble_of_its_own_type(site: Site, value: Any) -> None:
+    fleet.register_server_type(ServerType("big").configuration({"value": [value]}))
+    fleet.ensure(1, "big")
+    fleet.ensure(1)
+    site.monitor()
+    assert [server.type for server in site.servers()] == ["default"]
+    assert "The configuration of the server type 'big'" in ledger.target("big").short_because
+
+
+def test_a_configuration_may_have_a_backslash_and_a_u(site: Site) -> None:
+    fleet.register_server_type(ServerType("big").configuration({"value": "\\u0000"}))
+    fleet.ensure(1, "big")
+    site.monitor()
+    assert site.servers()[0].configuration == {"value": "\\u0000"}
+
+
+def test_a_configuration_that_breaks_its_transaction_is_the_trouble_of_its_own_type(site: Site) -> None:
+    def configuration(server: Any) -> dict[str, Any]:
+        with suppress(DatabaseError):
+            ledger.targets().extra(where=["nonsense"]).count()
+        return {}
+
+    fleet.register_server_type(ServerType("big").configuration(configuration))
+    fleet.ensure(1, "big")
+    fleet.ensure(1)
+    site.monitor()
+    assert "default" in {server.type for server in site.servers()}
+
+
+def test_a_database_that_fails_is_not_taken_for_a_configuration_that_does(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **values: Any) -> None:
+        raise OperationalError("the disk is full")
+
+    fleet.ensure(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "create", full)
+        with pytest.raises(OperationalError, match="the disk is full"):
+            site.monitor()
+    assert ledger.target("default").short_because == ""
+    site.monitor()
+    assert len(site.servers()) == 1
 
 
 def test_what_a_callable_determines_is_brought_about(site: Site) -> None:
