@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Event
 from types import ModuleType
 from typing import Any, Final, TypeVar
+
+from multiserver_schedule.declare import Broken, discover_errors
 
 from . import ledger, types
 from .demand import MOST
 from .exceptions import FleetError
+from .hiding import told
 from .states import Status
 from .types import DEFAULT, ServerType, option
 
@@ -37,6 +41,8 @@ _D = TypeVar("_D", bound=Determine)
 
 _asking: ContextVar[dict[str, int] | None] = ContextVar("asking", default=None)
 _determine: list[Determine] = []
+_read: Final = Event()
+_reads: Final[ContextVar[bool]] = ContextVar("reads", default=False)
 _REBOOTABLE: Final = (Status.STARTING, Status.RUNNING, Status.REBOOTING)
 
 
@@ -94,7 +100,7 @@ def reboot(type: str | None = None) -> int:
     One that starts, or reboots already, does it as soon as it is up. Raises FleetError where there is no such type.
     """
     if type is not None:
-        types.get(type)
+        _kind(type)
     now = ledger.now()
     rows = ledger.servers().filter(status__in=_REBOOTABLE)
     if type is not None:
@@ -114,19 +120,19 @@ def provisioned_count(type: str | None = None) -> int:
     That is new, starting, running and rebooting. Raises FleetError where there is no such type.
     """
     if type is not None:
-        types.get(type)
+        _kind(type)
     return ledger.provisioned(ledger.counts(type))
 
 
 def wanted_count(type: str = DEFAULT) -> int:
     """Return how many servers of a type are wanted. Raises FleetError where there is no such type."""
-    types.get(type)
+    _kind(type)
     return _wanted(type)
 
 
 def _wanted(type: str) -> int:
     row = ledger.targets().filter(type=type).first()
-    return max(row.wanted if row else 0, types.get(type).policy.minimum)
+    return max(row.wanted if row else 0, _kind(type).policy.minimum)
 
 
 def _want(verb: str, number: int, type: str, change: Callable[[int], int]) -> int:
@@ -134,7 +140,7 @@ def _want(verb: str, number: int, type: str, change: Callable[[int], int]) -> in
         raise FleetError(f"fleet.{verb}() takes a whole number from 0 up, not {number!r}.")
     if number > MOST:
         raise FleetError(f"fleet.{verb}() takes at most {MOST}, not {number!r}.")
-    kind = types.get(type)
+    kind = _kind(type)
     asks = _asking.get()
     if asks is not None:
         # Bounded by the decision, which says so.
@@ -149,6 +155,37 @@ def _want(verb: str, number: int, type: str, change: Callable[[int], int]) -> in
         return policy.bounded(change(policy.bounded(wanted)))
 
     return ledger.want(type, ordered, f"fleet.{verb}({number})", now=ledger.now())
+
+
+def _kind(name: str) -> ServerType:
+    """
+    Return the type of this name. Raises FleetError where there is none.
+
+    A shell, a web server or a worker of a queue has read no schedule.py: before a name is unknown there, all of them
+    are read; and once before ``default`` is taken for a type that nobody has registered.
+    """
+    broken: tuple[Broken, ...] = ()
+    if not (types.is_registered(name) or (name == DEFAULT and _read.is_set())):
+        broken = _read_declarations()
+    try:
+        return types.get(name)
+    except FleetError as error:
+        unread = [f" {each.module} cannot be read: {told(each.error)}." for each in broken]
+        raise FleetError("".join([str(error), *unread])) from None
+
+
+def _read_declarations() -> tuple[Broken, ...]:
+    """Read every schedule.py, unless one of them is what asks for it; return those that cannot be read."""
+    if _reads.get():
+        return ()
+    token = _reads.set(True)
+    try:
+        broken = discover_errors()
+    finally:
+        _reads.reset(token)
+    if not broken:
+        _read.set()
+    return broken
 
 
 @contextmanager

@@ -274,6 +274,11 @@ def known() -> dict[str, ServerType]:
     return types
 
 
+def is_registered(name: str) -> bool:
+    """Say whether a type of this name was registered; ``default`` is a type without that."""
+    return name in _registered
+
+
 def get(name: str) -> ServerType:
     """Return the type of this name. Raises FleetError, with the nearest known one, where there is none."""
     types = known()

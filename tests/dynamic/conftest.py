@@ -102,6 +102,7 @@ def no_types() -> Iterator[None]:
     """Have no type registered but the default, nobody who determines counts, and no task of ours left over."""
     types._registered.clear()
     fleet._determine.clear()
+    fleet._read.clear()
     before = set(sys.modules)
     with registry.set_aside():
         yield

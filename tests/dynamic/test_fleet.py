@@ -8,11 +8,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import DatabaseError, OperationalError
 
+from multiserver_schedule.declare import discover_errors
 from multiserver_schedule.servers import fleet, ledger, monitor, planner, types
 from multiserver_schedule.servers.entries import Load
 from multiserver_schedule.servers.exceptions import FleetError
@@ -121,6 +123,70 @@ def test_an_unknown_type_is_refused_with_the_nearest_one(site: Site) -> None:
     ):
         with pytest.raises(FleetError, match=r"No server type is named 'importr'. Did you mean 'importer'\?"):
             call()
+
+
+def declare(name: str, source: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a project of this name, with this schedule.py, that nobody has read yet."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    (tmp_path / name / "schedule.py").write_text(f"from multiserver_schedule.servers.fleet import *\n{source}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    site.settings.ROOT_URLCONF = f"{name}.urls"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fleet.ensure(2, "worker"),
+        lambda: fleet.increase(9, "worker"),
+        lambda: fleet.decrease(0, "worker") + 2,
+        lambda: fleet.wanted_count("worker") + 2,
+        lambda: fleet.provisioned_count("worker") + 2,
+        lambda: fleet.reboot("worker") + 2,
+    ],
+    ids=["ensure", "increase", "decrease", "wanted_count", "provisioned_count", "reboot"],
+)
+def test_a_type_is_known_where_nobody_has_read_its_schedule_yet(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Any
+) -> None:
+    declare("unread", "register_server_type(ServerType('worker').between(0, 2))", site, tmp_path, monkeypatch)
+    assert call() == 2
+
+
+def test_the_bounds_of_the_default_type_are_those_of_a_schedule_that_nobody_has_read_yet(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare("unread_too", "register_server_type(ServerType('default').between(1, 2))", site, tmp_path, monkeypatch)
+    assert fleet.ensure(5) == 2
+
+
+def test_a_name_that_is_unknown_because_a_schedule_cannot_be_read_says_so(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare("unreadable", "raise OSError('https://me:hunter2@host is away')", site, tmp_path, monkeypatch)
+    said = r"'worker'\. Known are: default\. unreadable\.schedule cannot be read: OSError: https://me:…@host is away\."
+    with pytest.raises(FleetError, match=said):
+        fleet.ensure(1, "worker")
+    assert fleet.ensure(1) == 1, "which is no trouble of other types"
+
+
+def test_a_schedule_that_gives_an_order_for_a_type_that_is_not_there_yet_is_told_so(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "ensure(1, 'worker')\nregister_server_type(ServerType('worker'))"
+    declare("too_soon", source, site, tmp_path, monkeypatch)
+    (broken,) = discover_errors()
+    assert isinstance(broken.error, FleetError)
+    with pytest.raises(FleetError, match=r"too_soon\.schedule cannot be read: FleetError: No server type is named"):
+        fleet.ensure(1, "worker")
+
+
+def test_schedules_are_read_once_and_not_with_each_order(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(fleet, "discover_errors", lambda: read.append(1) or ())
+    fleet.increase()
+    fleet.increase()
+    assert read == [1]
 
 
 def test_a_type_at_an_unknown_provider_is_refused_with_the_nearest_one(site: Site) -> None:
