@@ -71,7 +71,10 @@ class Load:
     running: int | None = None
     """Jobs that are being worked on."""
     busy: Mapping[str, int] = field(default_factory=dict)
-    """Jobs being worked on by each server, by its name, as far as it is known: who is idle is let go first."""
+    """
+    Jobs being worked on by each server, by its name, as far as it is known: who is idle is let go first. One that is
+    not named is idle only if those that are have as many jobs as ``running`` says.
+    """
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, where it is told: it would fail, or decide something, far from there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -57,13 +58,14 @@ def _monitor(now: datetime, *, dry: bool) -> list[Monitored]:
     asks = _asks()
     done = []
     there = planner.survey(now)
+    servers = [server.name for each in there.servers.values() for server in each]
     for name in there.types:
         kind = there.kinds.get(name)
         ask = asks.get(name, _Ask())
         before = there.targets.get(name)
         was = before.wanted if before else kind.policy.minimum if kind else 0
-        decided = _decide(name, kind, ask, now, dry=dry)
-        busy = _busy(ask.load)
+        busy = _busy(ask.load, servers)
+        decided = _decide(name, kind, ask, busy, now, dry=dry)
         planned = there.plan(name, wanted=decided.wanted, busy=busy)
         there = there.after(planned.plan)
         done.append(
@@ -144,7 +146,9 @@ def _load_of(source: Source) -> Load:
     return load
 
 
-def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry: bool) -> Decision:
+def _decide(
+    name: str, kind: ServerType | None, ask: _Ask, busy: Mapping[str, int] | None, now: datetime, *, dry: bool
+) -> Decision:
     """Decide for one type, and keep the decision; again, where somebody else has decided meanwhile."""
     for _ in range(_TRIES):
         row = ledger.targets().filter(type=name).first() if dry else ledger.target(name)
@@ -159,7 +163,7 @@ def _decide(name: str, kind: ServerType | None, ask: _Ask, now: datetime, *, dry
         decision = decide(ask.asked, ask.why, standing, types.bounded(kind), now)
         if dry or row is None:
             return decision
-        if ledger.decide(row, decision.standing, decision.why, busy=_busy(ask.load), now=now):
+        if ledger.decide(row, decision.standing, decision.why, busy=busy, now=now):
             return decision
     raise RuntimeError(f"What is wanted of the type {name!r} was changed {_TRIES} times by others meanwhile.")
 
@@ -174,11 +178,19 @@ def _is_news(trouble: str, *types: str) -> bool:
     return not any(decision is not None and decision.why == _stays(trouble) for decision in last)
 
 
-def _busy(load: Load | None) -> dict[str, int] | None:
-    """Return how many jobs each server runs, all others none; None where the load does not tell."""
-    if load is None or not (load.busy or load.running == 0):
+def _busy(load: Load | None, servers: Collection[str]) -> dict[str, int] | None:
+    """
+    Return how many jobs each of these servers runs, as far as it is known; None where nobody told a load.
+
+    One that the load does not name is idle only where those that it names have all the jobs that run: workers may bear
+    other names than their servers, and all of these would seem to do nothing.
+    """
+    if load is None:
         return None
-    return dict(load.busy)
+    busy = {name: load.busy[name] for name in servers if name in load.busy}
+    if load.running is not None and sum(busy.values()) >= load.running:
+        busy = {name: busy.get(name, 0) for name in servers}
+    return busy
 
 
 def _as_json(load: Load | None) -> dict[str, Any]:

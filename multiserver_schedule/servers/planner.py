@@ -70,7 +70,7 @@ class Survey:
                 status=Status(server.status),
                 since=server.created_at,
                 billed_since=server.asked_at,
-                jobs=None if busy is None else busy.get(server.name, 0),
+                jobs=None if busy is None else busy.get(server.name),
                 reboots=server.reboot_requested_at is not None,
             )
             for server in self.servers.get(type, ())

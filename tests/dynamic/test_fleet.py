@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -516,6 +517,36 @@ def test_a_source_that_tells_nothing_keeps_the_count_from_falling(site: Site) ->
     loads[1] = Load(waiting=0)
     site.later(MINUTE)
     assert site.monitor()[0].wanted == 0
+
+
+def let_go(site: Site, load: Load) -> str:
+    """Have three servers of a type, of which the load then needs one, and return why the first of two is let go."""
+    loads = [Load(waiting=3)]
+    kind = ServerType("w").between(1, 3).stabilization(down=timedelta(0))
+    fleet.register_server_type(kind.scale_on(lambda: loads[0], waiting_per_server=1))
+    site.monitor()
+    site.settle()
+    named = [server.name for server in site.servers("running")]
+    busy = {named[int(name)] if name.isdigit() else name: jobs for name, jobs in load.busy.items()}
+    loads[0] = replace(load, busy=busy)
+    (told,) = [each for each in site.monitor() if each.type == "w"]
+    return told.plan.drains[0].why
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        (Load(waiting=0, running=1, busy={"4f1c6c1f0d2e": 1}), "its jobs are not known"),
+        (Load(waiting=0, running=1, busy={"ip-10-0-0-7": 1, "ip-10-0-0-8": 0}), "its jobs are not known"),
+        (Load(waiting=0, running=1), "its jobs are not known"),
+        (Load(waiting=0, busy={"0": 1}), "its jobs are not known"),
+        (Load(waiting=0, running=1, busy={"web1": 1, "0": 0}), "idle"),
+        (Load(waiting=0, running=1, busy={"0": 1}), "idle"),
+        (Load(waiting=0, running=0), "idle"),
+    ],
+)
+def test_a_server_is_idle_only_where_that_is_known(site: Site, load: Load, said: str) -> None:
+    assert said in let_go(site, load)
 
 
 def test_a_type_without_a_maximum_never_wants_more_than_its_provider_may_have(site: Site) -> None:

@@ -52,7 +52,8 @@ class CeleryQueue(Queue):
     processes unless ``worker_prefetch_multiplier`` says otherwise, and then those are ``running``:
 
     - Redis tells of those that no worker has acknowledged: the ones taken in advance, and with ``task_acks_late`` the
-      ones that run; none with an ``eta`` to come. Those that a killed worker had are among them until Celery's
+      ones that run; none with an ``eta`` to come. Without it, and without ``inspect``, that there are none does not say
+      that none runs, and is not told. Those that a killed worker had are among them until Celery's
       ``visibility_timeout`` is over. It can't tell where there are more than 10,000 of them, in all queues.
     - RabbitMQ tells how many are unacknowledged, those for later too and up to five seconds late, where its management
       plug-in is on and ``management`` is its URL: "https://user:password@10.0.0.2:15671".
@@ -127,6 +128,9 @@ class CeleryQueue(Queue):
             # By their tags: one may be shown twice.
             messages = dict(redis.hscan_iter(prefix + channel.unacked_key, count=200))
             running = sum(self._is_begun(app, *json.loads(message)) for message in messages.values())
+        if not running and not (app.conf.task_acks_late or self._inspect):
+            # Workers acknowledge a message when they begin it: what runs is not seen here.
+            running = None
         now = datetime.now(timezone.utc)
         return Load(waiting, longest_wait(since, now) if since or not waiting else None, running)
 
