@@ -94,6 +94,8 @@ class Standing:
     """Since when more than ``wanted`` have been asked for, without a break."""
     higher_low: int | None = None
     """The fewest that were asked for in that time."""
+    asked_at: datetime | None = None
+    """When something was last asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +147,17 @@ def asked(load: Load, policy: Policy, wanted: int) -> tuple[int, str] | None:
     return min(count, MOST), why
 
 
-def decide(asked: int, why: str, standing: Standing, policy: Policy, now: datetime) -> Decision:
+def decide(
+    asked: int, why: str, standing: Standing, policy: Policy, now: datetime, *, gap: timedelta | None = None
+) -> Decision:
     """
     Return what is wanted when so many are asked for: bounded, damped, and explained.
 
     1. What is asked for is brought within ``minimum`` and ``maximum``. So is what was wanted until now, at once and
        whatever is said below: somebody changed the bounds, and means it.
     2. Stabilization: the count rises, or falls, when that was asked for without a break for long enough, and only as
-       far as was asked for all the time (the window of Kubernetes' horizontal autoscaler).
+       far as was asked for all the time (the window of Kubernetes' horizontal autoscaler). Where nobody asked for
+       longer than ``gap``, that is a break: what would have been asked for then is not known.
     3. Cool-down: it stays for a while after each change. A change by step 1 is not counted for the same decision.
     4. Steps: it moves by so many at a time. What is left needs no other stabilization (the cool-down says how long to
        wait between steps); when all of it is reached, it is counted anew.
@@ -165,6 +170,8 @@ def decide(asked: int, why: str, standing: Standing, policy: Policy, now: dateti
     if bounded != asked:
         said.append(f"at least {least}" if bounded > asked else f"at most {most}")
     standing = _mended(standing, now)
+    if gap is not None and standing.asked_at is not None and now - standing.asked_at > gap:
+        standing = dataclasses.replace(standing, lower_since=None, lower_peak=None, higher_since=None, higher_low=None)
     changes = [moment for moment in (standing.raised_at, standing.lowered_at) if moment is not None]
     wanted = policy.bounded(standing.wanted)
     if wanted != standing.wanted:
@@ -298,6 +305,7 @@ def _mended(standing: Standing, now: datetime) -> Standing:
         lower_peak=standing.lower_peak if is_lower and standing.lower_since else None,
         higher_since=passed(standing.higher_since) if is_higher else None,
         higher_low=standing.higher_low if is_higher and standing.higher_since else None,
+        asked_at=passed(standing.asked_at),
     )
 
 
@@ -311,6 +319,7 @@ def _noted(standing: Standing, asked: int, now: datetime) -> Standing:
         lower_peak=max(asked, asked if lower_peak is None else lower_peak) if is_lower else None,
         higher_since=(standing.higher_since or now) if is_higher else None,
         higher_low=min(asked, asked if higher_low is None else higher_low) if is_higher else None,
+        asked_at=now,
     )
 
 

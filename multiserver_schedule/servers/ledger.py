@@ -303,6 +303,7 @@ def standing(row: Target) -> Standing:
         lower_peak=row.lower_peak,
         higher_since=row.higher_since,
         higher_low=row.higher_low,
+        asked_at=row.asked_at,
     )
 
 

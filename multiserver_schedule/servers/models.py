@@ -123,6 +123,7 @@ class Target(models.Model):
     lower_peak = models.PositiveIntegerField(null=True, blank=True)
     higher_since = models.DateTimeField(null=True, blank=True)
     higher_low = models.PositiveIntegerField(null=True, blank=True)
+    asked_at = models.DateTimeField(null=True, blank=True)
     short_since = models.DateTimeField(_("short since"), null=True, blank=True)
     short_because = models.TextField(_("short because"), blank=True)
     busy = models.JSONField(null=True, blank=True, help_text=_("Jobs by server, as the load told them last."))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from . import fleet, ledger, planner, types
+from . import conf, fleet, ledger, planner, types
 from .demand import Decision, Standing, asked, decide
 from .entries import Load
 from .hiding import told, traced
@@ -18,6 +18,8 @@ from .types import ServerType, Source
 logger = logging.getLogger("multiserver_schedule.servers")
 
 _TRIES: Final = 5
+_GAP: Final = 3
+"""After so many times MONITOR_EVERY without an answer, nobody knows what would have been asked for in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ def _decide(
         if ask.asked is None:
             why = _stays(ask.trouble) if ask.trouble else (row.why if row else "") or "nothing was asked for"
             return Decision(standing, why)
-        decision = decide(ask.asked, ask.why, standing, types.bounded(kind), now)
+        gap = _GAP * conf.load().monitor_every
+        decision = decide(ask.asked, ask.why, standing, types.bounded(kind), now, gap=gap)
         if dry or row is None:
             return decision
         if ledger.decide(row, decision.standing, decision.why, busy=busy, now=now):

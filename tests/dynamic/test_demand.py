@@ -265,10 +265,34 @@ def test_the_count_moves_as_its_policy_says(policy: Policy, start: int, asks: li
     assert counts(after(*asks, policy=policy, start=Standing(start))) == wanted
 
 
+@pytest.mark.parametrize(
+    ("minutes", "asks", "wanted"),
+    [
+        # Nobody asked from noon to three: one answer does not say what was so in between.
+        ([0, 180, 181, 184, 185], [2, 2, 2, 2, 2], [5, 5, 5, 5, 2]),
+        # Nor to which count it may fall, or rise.
+        ([0, 180, 183, 185], [4, 2, 2, 2], [5, 5, 5, 2]),
+        ([0, 180, 181, 182], [9, 7, 8, 8], [5, 5, 5, 7]),
+        # A pass or two may be missed.
+        ([0, 3, 6], [2, 2, 2], [5, 5, 2]),
+        ([0, 3, 6.1, 7], [2, 2, 2, 2], [5, 5, 5, 5]),
+    ],
+)
+def test_what_was_asked_for_before_a_gap_proves_nothing_after_it(
+    minutes: list[float], asks: list[int], wanted: list[int]
+) -> None:
+    policy, standing, found = Policy(stabilization_up=2 * MINUTE), Standing(5), []
+    for minute, ask in zip(minutes, asks, strict=True):
+        decided = decide(ask, "", standing, policy, NOON + minute * MINUTE, gap=3 * MINUTE)
+        standing = decided.standing
+        found.append(decided.wanted)
+    assert found == wanted
+
+
 def test_when_it_rose_and_fell_is_kept() -> None:
     first, second, third = after(3, 3, 0, policy=AT_ONCE, start=Standing(1))
     assert (first.standing.raised_at, first.standing.lowered_at) == (NOON, None)
-    assert second.standing == first.standing
+    assert second.standing == dataclasses.replace(first.standing, asked_at=NOON + MINUTE)
     assert (third.standing.raised_at, third.standing.lowered_at) == (NOON, NOON + 2 * MINUTE)
 
 
@@ -358,7 +382,7 @@ def test_a_clock_that_went_back_holds_nothing_up_for_longer_than_the_policy_does
 )
 def test_what_no_longer_fits_a_count_that_was_set_by_hand_moves_it_nowhere(left_behind: dict[str, Any]) -> None:
     decided = decide(5, "", Standing(5, **left_behind), Policy(), NOON)
-    assert decided.standing == Standing(5)
+    assert decided.standing == Standing(5, asked_at=NOON)
     assert decide(3, "", Standing(5, lower_since=NOON - HOUR, lower_peak=7), Policy(), NOON).wanted == 5
 
 
@@ -406,6 +430,7 @@ STANDINGS = st.builds(
     lower_peak=st.one_of(st.none(), COUNTS),
     higher_since=MOMENTS,
     higher_low=st.one_of(st.none(), COUNTS),
+    asked_at=MOMENTS,
 )
 LOADS = st.builds(
     Load,

@@ -355,6 +355,16 @@ def test_what_a_callable_asks_for_is_damped(site: Site) -> None:
     assert wanted == [4] * 8, "it falls only after five minutes of fewer"
 
 
+def test_one_low_load_after_hours_without_a_scheduler_ends_nothing(site: Site) -> None:
+    asks = iter([4, 1, 1, 1])
+    fleet.determine_server_count(lambda fleet: next(asks))
+    wanted = []
+    for span in (MINUTE, 180 * MINUTE, MINUTE, MINUTE):
+        wanted.append(site.monitor()[0].wanted)
+        site.later(span)
+    assert wanted == [4] * 4
+
+
 def test_an_order_from_a_person_is_not_damped(site: Site) -> None:
     fleet.ensure(4)
     site.settle()

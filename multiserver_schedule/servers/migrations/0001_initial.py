@@ -75,6 +75,7 @@ class Migration(migrations.Migration):
                 ("lower_peak", models.PositiveIntegerField(blank=True, null=True)),
                 ("higher_since", models.DateTimeField(blank=True, null=True)),
                 ("higher_low", models.PositiveIntegerField(blank=True, null=True)),
+                ("asked_at", models.DateTimeField(blank=True, null=True)),
                 ("short_since", models.DateTimeField(blank=True, null=True, verbose_name="short since")),
                 ("short_because", models.TextField(blank=True, verbose_name="short because")),
                 (
