@@ -516,7 +516,10 @@ def pytest_says(*arguments: str, **environ: str) -> tuple[str, int]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *arguments],
         cwd=stores.ROOT,
-        env={**{key: value for key, value in os.environ.items() if not key.startswith("TEST_")}, **environ},
+        env={
+            **{key: value for key, value in os.environ.items() if not key.startswith(("TEST_", "PYTEST_"))},
+            **environ,
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -420,7 +420,6 @@ def test_trouble_with_the_look_at_a_server_that_nova_has_just_made_does_not_unma
     assert len(stack.servers) == 1
 
 
-@pytest.mark.django_db(transaction=True)
 def test_a_machine_whose_creation_takes_longer_than_a_call_is_made_once_even_if_it_is_listed_late(
     site: Site, slow: CloudStack
 ) -> None:
