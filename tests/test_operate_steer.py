@@ -9,14 +9,14 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import OperationalError, transaction
 from django.utils import timezone as here
 
 from multiserver_schedule import operate, schedule
 from multiserver_schedule.declare import registry
 from multiserver_schedule.entries import Row
-from multiserver_schedule.exceptions import UnsafeTransaction
+from multiserver_schedule.exceptions import StoreRefused, StoreTimeout, UnsafeTransaction
 from multiserver_schedule.history import Afterwards, History
 from multiserver_schedule.locks.base import BaseLock
 from multiserver_schedule.locks.cache import CacheLock
@@ -97,6 +97,18 @@ def test_a_paused_task_is_not_due_and_says_since_when_and_why(site: Site) -> Non
     line = state("a.orm")
     assert (line.state, line.paused_reason, line.paused_with_everything) == ("paused", "the bank is down", False)
     assert line.paused_at is not None and abs(line.paused_at - now()) < timedelta(seconds=30)
+
+
+@pytest.mark.parametrize("error", [StoreTimeout("no answer"), StoreRefused("a replica")], ids=["hangs", "refuses"])
+def test_a_store_that_hangs_or_refuses_is_one_line_as_one_that_is_away_is(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def ask(*args: Any, **more: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(ORMLock, "pause", ask)
+    with pytest.raises(CommandError, match=f"The lock 'default' does not answer: {type(error).__name__}: {error}"):
+        call_command("schedule", "pause", "a.orm")
 
 
 def test_a_second_pause_keeps_its_time_and_takes_the_new_reason(site: Site) -> None:

@@ -15,7 +15,7 @@ from .. import conf
 from ..database import MIGRATE, lacks_table
 from ..declare import Discovered, discovery, registry
 from ..entries import Row, ScheduledTask
-from ..exceptions import ScheduleError
+from ..exceptions import ScheduleError, StoreRefused, StoreTimeout
 from ..history import Afterwards, History
 from ..locks.base import BaseLock, Declarations
 from ..locks.versions import needs_step
@@ -86,9 +86,9 @@ def reached(settings: conf.Settings, alias: str) -> Iterator[BaseLock]:
     try:
         with opened(settings, alias) as lock:
             yield lock
-    except ScheduleError:
-        raise
     except Exception as error:  # whatever a driver raises
+        if isinstance(error, ScheduleError) and not isinstance(error, StoreTimeout | StoreRefused):
+            raise
         raise Refused(f"{away(alias, error)}{again(error)}.") from error
 
 
