@@ -55,11 +55,12 @@ def look(visit: Visit, row: Provider) -> None:
     # The rows after the machines, since each row is there before its machine is.
     servers = list(ledger.servers().filter(provider=visit.name).exclude(status=Status.DELETED))
     seen, strangers = _matched(machines, servers)
-    for moved, its in _moved_here(visit, strangers):
+    elsewhere = _elsewhere(visit, strangers)
+    for moved, its in _moved_here(visit, strangers, elsewhere):
         servers.append(moved)
         seen[moved.pk] = its
         strangers.remove(its)
-    left_alone, adopted = _orphans(visit, row, strangers, now)
+    left_alone, adopted = _orphans(visit, row, strangers, elsewhere, now)
     billed = sum(1 for server in servers if server.pk in seen and server.status in BILLED)
     unknown = max(0, counted - billed - adopted)
     _answered(visit, row, counted=counted, unknown=unknown, orphans=left_alone, now=now)
@@ -161,14 +162,15 @@ def is_missing(server: Server, now: datetime) -> bool:
 # -- servers of other providers ---------------------------------------------------------------------------------------
 
 
-def _moved_here(visit: Visit, strangers: Iterable[Machine]) -> list[tuple[Server, Machine]]:
+def _moved_here(
+    visit: Visit, strangers: Iterable[Machine], elsewhere: Mapping[str, Server]
+) -> list[tuple[Server, Machine]]:
     """
     Take over the servers of a provider that is in the settings no more, and whose machines are shown here.
 
     So a provider may be given another name, and an account be put under another one: nothing is ended or made by it.
     """
     chosen = conf.load().providers
-    elsewhere = _elsewhere(visit, strangers)
     moved = []
     for machine in strangers:
         server = elsewhere.get(machine.key)
@@ -209,13 +211,12 @@ def _left_to(server: Server, machine: Machine, now: datetime) -> dict[str, Any]:
 
 
 def _orphans(
-    visit: Visit, row: Provider, machines: Sequence[Machine], now: datetime
+    visit: Visit, row: Provider, machines: Sequence[Machine], elsewhere: Mapping[str, Server], now: datetime
 ) -> tuple[list[dict[str, Any]], int]:
     """Deal with machines that no server of here has; return those left alone, and how many have a row now."""
     left: list[dict[str, Any]] = []
     adopted = 0
     known = {each["id"]: each for each in row.orphans}
-    elsewhere = _elsewhere(visit, machines)
     for machine in machines:
         if machine.state is MachineState.DELETING:
             continue

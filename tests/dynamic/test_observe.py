@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from django.db.models import F
 
 from multiserver_schedule.servers import fleet, ledger, operate
 from multiserver_schedule.servers.entries import ServerInfo
 from multiserver_schedule.servers.fleet import ServerType
+from multiserver_schedule.servers.models import Server
 
 from .conftest import MINUTE, Heard, Site
 
@@ -73,6 +75,33 @@ def test_a_provider_may_be_given_another_name_and_its_servers_go_on(
         site.reconcile("other")
         site.later()
     assert site.cloud.machines == {}
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["machine known", "answer lost"])
+def test_a_server_that_somebody_else_takes_over_at_the_same_moment_is_no_orphan(
+    site: Site, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    fleet.ensure(1)
+    site.settle()
+    if not is_known:
+        ledger.servers().update(machine_id="", status="starting", unanswered_at=site.now)
+    machines = site.cloud.machines
+    providers(site, "other")
+    change = ledger.change
+
+    def too_late(server: Server, **values: object) -> bool:
+        if values.get("provider") == "other":
+            ledger.servers().filter(pk=server.pk).update(provider="other", version=F("version") + 1)
+        return change(server, **values)
+
+    monkeypatch.setattr(ledger, "change", too_late)
+    site.reconcile("other")
+    monkeypatch.setattr(ledger, "change", change)
+    for _ in range(6):
+        site.reconcile("other")
+        site.later()
+    assert site.cloud.machines == machines
+    assert site.statuses() == {"running": 1}
 
 
 def test_a_deploy_that_renames_a_provider_while_both_versions_work_makes_and_ends_nothing(site: Site) -> None:
