@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from . import conf, ledger, observe, planner, providers, signals, types
 from .drains.base import jobs_left
 from .entries import Machine
 from .exceptions import FleetError, ProviderBusy, ProviderError, ProviderFull, ProviderRefused
-from .hiding import without
+from .hiding import traced
 from .providers.base import BaseProvider
 from .states import HANGS, IN_TRANSIT, Status, backoff
 from .visit import AT_ONCE, MOST_BACKOFF, Calls, Report, Visit, clock
@@ -242,7 +241,7 @@ class _Pass:
         if text != server.error:
             trace = ""
             if not isinstance(error, ProviderError | FleetError):
-                trace = without("\n" + "".join(traceback.format_exception(error)), self.limits.options)
+                trace = f"\n{traced(error, self.limits.options)}"
             logger.warning("%s is %s, and %s said: %s%s", server.name, server.status, by or self.name, text, trace)
 
     def _later(self, server: Server, **values: Any) -> None:
