@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from multiserver_schedule import faults
 from multiserver_schedule.run import kernel
 from multiserver_schedule.run.base import Margins, boot_time
 from multiserver_schedule.run.handle import ProcessRunner
+from multiserver_schedule.run.runner import Serve
 
 from . import run_support
 from .fleet.journal import A_MOMENT
@@ -215,6 +218,26 @@ def test_processes_that_are_not_the_runners_are_left_alone() -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_who_has_got_the_pid_of_a_dead_process_is_not_killed_for_it() -> None:
+    """Of a program that left its run's group, and was gone between TERM and KILL."""
+    other, its = subprocess.Popen(["sleep", "60"]), subprocess.Popen(["sleep", "60"])
+    leader = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        seen = [kernel.process(process.pid) for process in (other, its)]
+        assert seen[0] is not None and seen[1] is not None
+        strays = {other.pid: seen[0].began - 1, its.pid: seen[1].began}
+        run: Any = SimpleNamespace(pid=leader.pid, id="none", strays=strays)
+        runner: Any = SimpleNamespace(pid=os.getpid())
+        Serve._signal(runner, run, signal.SIGKILL)
+        assert (its.wait(A_MOMENT), leader.wait(A_MOMENT)) == (-signal.SIGKILL, -signal.SIGKILL)
+        assert run.strays == {its.pid: seen[1].began}
+        assert other.poll() is None
+    finally:
+        for process in (other, its, leader):
+            process.kill()
+            process.wait()
 
 
 # --- limits, and orders to end

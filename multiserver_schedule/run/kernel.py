@@ -112,21 +112,32 @@ class Process:
     group: int
     session: int
     zombie: bool
+    began: int
+    """In ticks since the machine's start: of two processes that had one pid, the other one began later."""
 
 
 def processes() -> list[Process]:
     """Return the process table (empty where there is no /proc)."""
-    table = []
-    if LINUX:
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as stat:
-                    # The command may contain spaces and parentheses: the fields begin after the last one.
-                    fields = stat.read().rpartition(b")")[2].split()
-                    table.append(
-                        Process(int(name), int(fields[1]), int(fields[2]), int(fields[3]), fields[0] in (b"Z", b"X"))
-                    )
-    return table
+    if not LINUX:
+        return []
+    found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return [one for one in found if one is not None]
+
+
+def process(pid: int) -> Process | None:
+    """Return one line of the process table; None when there is none (or no /proc)."""
+    with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as stat:
+        # The command may contain spaces and parentheses: the fields begin after the last one.
+        fields = stat.read().rpartition(b")")[2].split()
+        return Process(
+            pid=pid,
+            parent=int(fields[1]),
+            group=int(fields[2]),
+            session=int(fields[3]),
+            zombie=fields[0] in (b"Z", b"X"),
+            began=int(fields[19]),
+        )
+    return None
 
 
 def descendants(of: int, table: Iterable[Process]) -> set[int]:

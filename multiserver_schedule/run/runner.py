@@ -125,7 +125,8 @@ class _Run:
     ending: str = ""
     kill_at: float | None = None
     killed: bool = False
-    strays: set[int] = field(default_factory=set)
+    strays: dict[int, int] = field(default_factory=dict)
+    """Who left its group, and was signalled nevertheless: pids, and since when they have been theirs."""
     status: int | None = None
     """The wait status, once the process is reaped; the run is over when its group is gone too."""
 
@@ -400,9 +401,12 @@ class Serve:
     def _signal(self, run: _Run, signum: int) -> None:
         """Signal its group, and whatever left the group but is known by its parents or by its environment."""
         table = kernel.processes()
-        strays = run.strays | kernel.descendants(run.pid, table) | kernel.marked([run.id], table)
+        began = {process.pid: process.began for process in table}
+        strays = kernel.descendants(run.pid, table) | kernel.marked([run.id], table)
+        # Those that have lost their parents and hide their environment are known from the signal before.
+        strays |= {pid for pid, since in run.strays.items() if began.get(pid) == since}
         kernel.kill_group(run.pid, signum)
-        run.strays = {pid for pid in strays - {run.pid, self.pid} if kernel.kill(pid, signum)}
+        run.strays = {pid: began[pid] for pid in strays - {run.pid, self.pid} if kernel.kill(pid, signum)}
 
     def _end_what_must(self) -> None:
         now = boot_time()
@@ -463,7 +467,7 @@ class Serve:
                 self._ended(run)
 
     def _group_is_gone(self, run: _Run) -> bool:
-        if run.killed and any(not _gone(pid) for pid in run.strays):
+        if run.killed and any(not _gone(pid, since) for pid, since in run.strays.items()):
             return False
         if not kernel.kill_group(run.pid, 0):
             return True
@@ -765,13 +769,10 @@ def _shared_memory() -> int:
     return fd
 
 
-def _gone(pid: int) -> bool:
-    """Is a process that we killed gone, or only a zombie of somebody else's?"""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except OSError:
-        return True
+def _gone(pid: int, began: int) -> bool:
+    """Is a process that we killed gone (its pid may be another's by now), or only a zombie of somebody else's?"""
+    found = kernel.process(pid)
+    return found is None or found.zombie or found.began != began
 
 
 def _brief(event: Mapping[str, Any]) -> str:
