@@ -14,6 +14,8 @@ from .states import LEAVING, PROVISIONED, Status
 
 PATIENCE: Final = timedelta(minutes=1)
 """For so long a server that was not begun waits for its own provider, before it is made at another one."""
+MOST_AT_ONCE: Final = 100
+"""So many are begun by one plan, however many are wanted: what is left is for the next one."""
 
 _ON_THEIR_WAY_OUT: Final = (*LEAVING, Status.ERRORED, Status.HANGING)
 _FIRST_TO_GO: Final = (Status.NEW, Status.STARTING, Status.REBOOTING, Status.DRAINING, Status.RUNNING)
@@ -121,7 +123,8 @@ def plan(needs: Needs, known: Sequence[Known], rooms: Mapping[str, Room], now: d
     Counted are those that work or are on their way to: ``new``, ``starting``, ``running``, ``rebooting``, and those
     that are drained for a reboot. Of all others, the rooms know whether they take up a place.
 
-    - Too few: made at the first provider that answers and has room; what it has no room for, at the next one.
+    - Too few: made at the first provider that answers and has room; what it has no room for, at the next one. No more
+      than ``MOST_AT_ONCE``.
     - Too many: first those that do no work yet, then those that run: idle ones, ones of which that is not known, busy
       ones, the fewest jobs first. Of equals, the one whose paid period ends soonest, as the termination policy
       ``ClosestToNextInstanceHour`` of EC2 Auto Scaling has it; without a period, the newest.
@@ -133,7 +136,7 @@ def plan(needs: Needs, known: Sequence[Known], rooms: Mapping[str, Room], now: d
       once all run, the old one does. So capacity does not fall, except where no provider has room for one more: there
       the old one goes first, if its place can be had again (all providers answer, and its own is not over its limit).
 
-    Carried out, and asked again with no time passed, it has nothing left to do.
+    Carried out, and asked again with no time passed, it has nothing left to do but the rest of too many for one plan.
     """
     servers = sorted(known, key=lambda server: (server.since, server.name))
     there = [server for server in servers if _is_provisioned(server)]
@@ -147,10 +150,11 @@ def plan(needs: Needs, known: Sequence[Known], rooms: Mapping[str, Room], now: d
     drains: list[Drain] = []
 
     missing = max(needs.wanted - len(there), 0)
-    for provider in places.take(missing):
+    begun = min(missing, MOST_AT_ONCE)
+    for provider in places.take(begun):
         creates.append(Create(needs.type, provider, f"{summary}{places.passed_over(provider)}"))
     short = None
-    if missing > len(creates):
+    if begun > len(creates):
         short = Short(needs.type, missing - len(creates), f"{summary}; {places.why_none()}")
 
     stuck = places.stuck(servers)
@@ -189,6 +193,8 @@ def plan(needs: Needs, known: Sequence[Known], rooms: Mapping[str, Room], now: d
     ]
     if short:
         what.append(f"no room for {short.missing}")
+    elif missing > begun:
+        what.append(f"{missing - begun} more afterwards, {MOST_AT_ONCE} at a time")
     return Plan(
         tuple(creates), tuple(cancels), tuple(drains), short, f"{summary}: {', '.join(what) or 'nothing to do'}"
     )

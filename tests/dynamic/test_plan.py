@@ -138,6 +138,16 @@ def test_without_a_billing_period_the_newest_goes_first() -> None:
     assert words(planned(2, fleet, "up 3/5", billing_period=timedelta(hours=3, minutes=1))) == "drain w1"
 
 
+def test_a_plan_begins_a_hundred_at_most_and_the_next_one_goes_on() -> None:
+    # A slip of the pen, and a limit that is none: all of it at once would not fit into memory.
+    found = planned(2**31 - 1, "", "up 0/1000000000000")
+    assert [create.provider for create in found.creates] == ["up"] * 100
+    assert found.short is None
+    assert found.why.endswith(": 100 to create, 2147483547 more afterwards, 100 at a time")
+    there = "; ".join(f"w{number} starting" for number in range(100))
+    assert words(planned(130, there, "up 100/120")) == " ".join(["+up"] * 20) + " short 10"
+
+
 def test_a_type_that_is_made_nowhere_is_short_of_all_that_is_wanted() -> None:
     found = planned(2, "", "up 0/5", at="")
     assert words(found) == "short 2"
