@@ -563,6 +563,7 @@ class Server:
         self._holder = holder
         self._options = dict(kind.options)
         self._started_by = os.getpid()
+        self._first_began = ""
         self._supervisor = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", __file__, "--supervise", str(os.getpid())),
@@ -605,8 +606,8 @@ class Server:
         return self.kind.call(*words)
 
     def pids(self) -> list[int]:
-        """Return all processes of this server, the first one first."""
-        return [self.pid, *_descendants(self.pid)]
+        """Return all processes of this server, the first one first; none when it does not run."""
+        return [self.pid, *_descendants(self.pid)] if self.is_running() else []
 
     def backend_pids(self) -> list[int]:
         """Return the processes that each serve one client; none where one process serves all (MariaDB)."""
@@ -618,6 +619,8 @@ class Server:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
             return
+        if not self.is_running():
+            raise ServerError(f"{self.name} does not run: nothing of it can be frozen.")
         os.kill(self.pid, signal.SIGSTOP)
         _signal_tree(self.pid, signal.SIGSTOP)
 
@@ -628,8 +631,8 @@ class Server:
                 os.kill(pid, signal.SIGCONT)
 
     def is_running(self) -> bool:
-        """Is its first process there, frozen or not?"""
-        return _exists(self.pid)
+        """Is its first process there, frozen or not? One that has got its number since is not."""
+        return self.pid > 0 and _exists(self.pid) and _began(self.pid) == self._first_began
 
     def crash(self) -> None:
         """
@@ -674,6 +677,7 @@ class Server:
         if not answer:
             raise ServerError(f"{self.name} could not be started: {_tail(self.kind.log)}")
         self.kind.pid = int(answer)
+        self._first_began = _began(self.pid)
         deadline = time.monotonic() + STARTS_WITHIN
         while not self.kind.is_ready():
             if not self.is_running():
@@ -818,6 +822,13 @@ def _exists(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _began(pid: int) -> str:
+    """Return when a process began, in ticks since the machine's start; "" where that is not to be had."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
 
 
 def _version(path: str) -> list[int]:

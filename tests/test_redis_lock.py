@@ -291,8 +291,8 @@ def test_of_several_servers_the_first_is_the_primary(cache_store: CacheStore) ->
 
 
 @on("django-redis", "django-rediscache")
-def test_a_unix_socket_will_do(cache_store: CacheStore, tmp_path: Any) -> None:
-    path = f"/tmp/redis-lock-{cache_store.server.port}.sock"
+def test_a_unix_socket_will_do(cache_store: CacheStore) -> None:
+    path = str(cache_store.server.folder / "lock.sock")
     cache_store.server.restart(unixsocket=path, unixsocketperm="777")
     with caches.in_use(
         caches.of(cache_store.name, cache_store.server, LOCATION=f"unix://:{cache_store.server.password}@{path}?db=0")

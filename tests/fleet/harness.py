@@ -200,7 +200,8 @@ class Process:
         self._do("terminated", "keeper", signal.SIGTERM)
 
     def _do(self, event: str, which: str, number: int) -> None:
-        pids = self.pids(which)
+        # A number that is remembered may be another's by now.
+        pids = [pid for pid in self.pids(which) if self.fleet.owns(pid)]
         if number == signal.SIGCONT:
             self.fleet.journal.write(event, server=self.server, keeper=self.keeper_pid, which=which, pids=pids)
         reached = _signal(pids, number)
@@ -616,14 +617,14 @@ class Fleet:
 
     def mine(self) -> list[int]:
         """Return the pids of everything that this fleet started, and that this started, and that is alive."""
-        mark = f"{MARK}={self.id}".encode()
-        found = []
-        for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) != os.getpid():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
-                    if mark in environ.read().split(b"\0"):
-                        found.append(int(name))
-        return [pid for pid in found if is_alive(pid)]
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [pid for pid in pids if self.owns(pid) and is_alive(pid)]
+
+    def owns(self, pid: int) -> bool:
+        """Was this process started by this fleet, at any remove?"""
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            return pid != os.getpid() and f"{MARK}={self.id}".encode() in environ.read().split(b"\0")
+        return False
 
     def close(self) -> None:
         """End everything that was started."""
