@@ -319,10 +319,13 @@ def test_two_services_share_what_is_due_every_second_and_run_none_of_it_twice(st
         scene.wait_for(lambda: len(scene.started("often", server="web2")) > survived, "web2 to go on")
         both[1].terminate()
         assert both[1].wait() == 0, both[1].output
-        accounted = [due_at for due_at in accounted_for(scene) if since < due_at <= since + timedelta(seconds=4)]
-        assert accounted == seconds_between(since, since + timedelta(seconds=4))[1:]
-        started = [line["due_at"] for line in scene.started("often")]
+        started = [utc(line["due_at"]) for line in scene.started("often")]
         assert len(started) == len(set(started))
+        # What web1 had claimed and not begun when it was killed is in the history alone.
+        lost = [run.due_at for run in scene.runs("often", status="abandoned") if run.due_at not in started]
+        assert len(lost) <= 1
+        accounted = [due_at for due_at in accounted_for(scene) + lost if since < due_at <= since + timedelta(seconds=4)]
+        assert sorted(accounted) == seconds_between(since, since + timedelta(seconds=4))[1:]
 
 
 def test_passes_with_tasks_of_every_second_hand_over_without_a_gap_or_a_double_and_end_at_an_interrupt(
