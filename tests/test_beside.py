@@ -267,6 +267,27 @@ def test_a_hook_ends_with_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_a_hook_ends_with_a_service_that_is_stopped_and_the_result_stands(place: Path) -> None:
+    def lingers() -> None:
+        (place / "begun").touch()
+        hangs()
+
+    made = with_hooks(("after", lingers))
+    with running(tasks={made.name: made}) as runner:
+        drive = Drive(runner)
+        owner = drive.run(made)
+        drive.go(lambda: (place / "begun").exists())
+        runner.end(owner, "cancelled")
+        later = boot_time() + 0.5
+        drive.go(lambda: boot_time() > later)
+        assert owner not in drive.ended, "a newer due time waits for the hook"
+        runner.end(owner, "stopping")
+        outcome = drive.outcome(owner, within=10.0)
+    assert outcome.status == "succeeded"
+    assert outcome.reason.startswith("after hook tests.test_beside.")
+    assert outcome.reason.endswith("lingers: ended the process")
+
+
 def test_a_hook_that_leaves_the_process_is_recorded_and_the_result_stands() -> None:
     ended = go(with_hooks(("after", lambda: os._exit(0))))
 

@@ -378,8 +378,15 @@ class Serve:
     # --- ends
 
     def _end(self, run: _Run, why: str) -> None:
-        """Begin to end a run: TERM, and KILL a grace later; KILL at once where another server may have begun."""
-        if run.status is not None or (why != "lost" and (run.ending or run.verdict)):
+        """
+        Begin to end a run: TERM, and KILL a grace later; KILL at once where another server may have begun.
+
+        One that is over but for its hooks may take its time for them, except when this process has to go: nobody else
+        would record how it went.
+        """
+        if run.status is not None or (why != "lost" and (run.ending or run.kill_at is not None)):
+            return
+        if run.verdict is not None and why not in ("lost", "stopping"):
             return
         if run.verdict is None:
             run.ending = run.ending or why
