@@ -421,7 +421,8 @@ class Cycle:
                 self._offered.pop(key, None)
                 if occurrence.task.catch_up != EVERY_MISSED:
                     continue
-            else:
+            elif len(self.running) < self.settings.max_concurrency:
+                # With no slot free, nobody else need have been there.
                 self._offered[key] = occurrence
             if not full:
                 self._tried[key] = self._tried.get(key, 0) + 1
@@ -429,13 +430,20 @@ class Cycle:
                 step.no_later_than(boot_time() + (1.0 if full else _AGAIN))
 
     def _tell_who_was_slower(self, store: Store, found: Plan) -> None:
-        """Say of each due time that was offered, not won and is not open any more: another server has it."""
+        """
+        Say of each due time that was offered, not won and is not open any more: another server has it.
+
+        Not where a newer one of the same row is open, which may have passed it over.
+        """
         still = {_key(occurrence) for occurrence in found.ready}
         still |= {_key(occurrence) for pairs in (found.held, found.resting) for occurrence, _ in pairs}
         of_this = [key for key, occurrence in self._offered.items() if occurrence.task.name in store.declared.tasks]
+        open_rows = {row for row, _ in still}
         for key in of_this:
             if key not in still:
-                self.tell("busy", about=self._offered.pop(key))
+                occurrence = self._offered.pop(key)
+                if occurrence.row not in open_rows and not self.maintenance:
+                    self.tell("busy", about=occurrence)
         for key in [key for key in self._tried if key not in still and store.declared.task_of(key[0]) is not None]:
             del self._tried[key]
 
@@ -680,6 +688,8 @@ class Cycle:
         running.outcome = outcome
         if not (lost or outcome.started):
             self.tell("skipped", about=about, reason="filtered")
+            if about.attempt > 1:
+                self._tell_that_it_stays_failed(claim)
             return
         self.tell(
             "ended",
@@ -699,6 +709,14 @@ class Cycle:
             # Nobody is left in the run's own process to take the steps that follow its end.
             for event in events(claim, outcome, final=lost or finished.retry_in is None):
                 self.runner.report(event)
+
+    def _tell_that_it_stays_failed(self, claim: Claim) -> None:
+        """Tell of a failure that was to be tried again, now that the task's own conditions have refused that."""
+        attempt = claim.occurrence.attempt
+        self.tell("forgone", about=claim.occurrence, why=f"its own conditions said no to attempt {attempt}")
+        failed = Outcome(status="failed", error=f"failed before, and its own conditions said no to attempt {attempt}")
+        for event in events(claim, failed, final=True, late=True):
+            self.runner.report(event)
 
     # -- tell -------------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class History:
             except DataError:
                 # A database that is not in UTF-8 refuses what a program printed: that must not keep its lock.
                 self._end([(claim, _in_ascii(outcome)) for claim, outcome in batch], now)
-        if filtered:
+        if filtered := self._without_further_attempts(filtered, now):
             self._owned(filtered).delete()
             self._give_up(
                 [
@@ -118,6 +118,15 @@ class History:
             )
         freed = _cleanups_of(releases, now)
         self.cleanups = History.cleaned(self, freed) if freed else []
+
+    def _without_further_attempts(self, filtered: Sequence[Claim], now: datetime) -> list[Claim]:
+        """Record of each attempt after a due time's first that it was refused, on its own row; return the others."""
+        further = [c for c in filtered if c.occurrence.attempt > 1 or c.occurrence.is_by_hand]
+        rows = self._owned(further).filter(attempt__gt=1)
+        owners = set(rows.values_list("owner", flat=True)) if further else set()
+        if owners:
+            rows.update(status="skipped", reason="filtered", finished_at=now, expires_at=None)
+        return [claim for claim in filtered if claim.owner not in owners]
 
     def _end(self, ended: Sequence[tuple[Claim, Outcome]], now: datetime) -> None:
         values = {
@@ -637,7 +646,11 @@ def _kind(reason: str) -> str:
 
 def _is_equal(run: ScheduledRun | None, line: _GivenUp) -> bool:
     return (
-        run is not None and run.status == "skipped" and run.trigger == line.trigger and _kind(run.reason) == line.kind
+        run is not None
+        and run.status == "skipped"
+        and run.attempt == 1
+        and run.trigger == line.trigger
+        and _kind(run.reason) == line.kind
     )
 
 

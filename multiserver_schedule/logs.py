@@ -46,7 +46,7 @@ class Teller:
     cleaned    cleanup (the fields of a CleanupLog row), command, alias       ``ensure_cleanup_executed``, log
     lost       fence                                                          ``lease_lost``, log
     busy       (none)                                                         a line at "conflicts"
-    forgone    (none)                                                         WARNING
+    forgone    why                                                            WARNING
     synced     registered, changed (names of rows), now                       console line; problems as ERROR
     note       text, verbosity                                                console line
     info       text                                                           INFO, console line
@@ -107,9 +107,9 @@ class Teller:
         log("conflicts", logging.INFO, "another server has it", task=task, due=due_at, server=server)
         self._say(f"{short(due_at)} {task} taken by another server", verbosity=2)
 
-    def _forgone(self, task: str, due_at: datetime, server: str) -> None:
-        text = "had failed, and no server was there for its next attempt before the next due time"
-        log("none", logging.WARNING, text, task=task, due=due_at, server=server)
+    def _forgone(self, task: str, due_at: datetime, server: str, why: str = "") -> None:
+        why = why or "no server was there for its next attempt before the next due time"
+        log("none", logging.WARNING, f"had failed, and {why}", task=task, due=due_at, server=server)
 
     def _started(self, task: str, due_at: datetime, server: str, **more: Any) -> None:
         run = _run(task, due_at, server, **more)

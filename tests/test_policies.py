@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from multiserver_schedule.cron import Cron, Every
-from multiserver_schedule.entries import Claim, Outcome, ScheduledTask
+from multiserver_schedule.entries import Claim, Hook, Outcome, ScheduledTask
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import CleanupLog, ScheduledRun
 
@@ -175,6 +175,29 @@ def test_the_history_says_which_attempt_failed_and_that_another_follows(store: S
     assert second.reason == ""
 
 
+@ON_ONE
+def test_an_attempt_that_its_own_conditions_refuse_is_recorded_and_the_failure_is_told(store: Store) -> None:
+    """Of a failure that is to be tried again nobody is told: here it was not, and the history promised it for ever."""
+    told: list[Mapping[str, Any]] = []
+
+    def outcome(claim: Claim) -> Outcome:
+        refused = Outcome(status="skipped", reason="filtered", started=False)
+        return FAILED if claim.occurrence.attempt == 1 else refused
+
+    hooks = (Hook("failure", "tests.test_policies.task"), Hook("after", "tests.test_policies.task"))
+    sim = world(store, task(retries=2, backoff=MINUTE, hooks=hooks), servers=1, outcome=outcome, tell=told.append)
+    sim.advance(10 * MINUTE)
+    rows = ScheduledRun.objects.using(store.alias).order_by("attempt")
+    assert list(rows.values_list("due_at", "attempt", "status", "reason"))[1:] == [(NOON, 2, "skipped", "filtered")]
+    assert rows[0].status == "failed"
+    assert [event["why"] for event in told if event["kind"] == "forgone"] == ["its own conditions said no to attempt 2"]
+    (step,) = [event for event in told if event["kind"] == "beside"]
+    assert (step["name"], step["status"]) == ("on_failure hook tests.test_policies.task", "failed")
+    # The next due time has a row of its own.
+    sim.advance(HOUR)
+    assert rows.filter(due_at=NOON, attempt=2).exists()
+
+
 # -- crashes ----------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +273,17 @@ def test_the_dead_holder_of_a_task_that_cancels_others_is_waited_for_no_longer_t
     sim.kill(sim.started[0][1])
     sim.advance(8 * MINUTE)
     assert [occurrence.due_at for occurrence, _, _ in sim.started] == [NOON, NOON + 5 * MINUTE, NOON + 10 * MINUTE]
+
+
+@ON_ONE
+def test_what_waits_for_a_slot_of_the_only_server_is_not_said_to_be_taken_by_another(store: Store) -> None:
+    long = task("* * * * *", name="shop.long")
+    often = ScheduledTask(name="shop.often", kind="call", target="time.sleep", timetable=Every(SECOND))
+    sim = world(store, long, often, servers=1, slots=1, duration=lambda row: (20 if row == long.name else 0.4) * SECOND)
+    sim.advance(5 * MINUTE)
+    assert len(ran(store.alias, long.name)) > 1
+    assert accounted(store.alias, often.name)["missed"] > 10
+    assert sim.told["busy"] == 0
 
 
 # -- jitter -----------------------------------------------------------------------------------------------------------

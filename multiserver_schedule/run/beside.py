@@ -309,16 +309,19 @@ def send_mail(mail: Mail, task: ScheduledTask, run: RunInfo, ending: Ending) -> 
 # --- runs that could not tell of their end
 
 
-def events(claim: Claim, outcome: Outcome, *, final: bool) -> Iterator[Event]:
+def events(claim: Claim, outcome: Outcome, *, final: bool, late: bool = False) -> Iterator[Event]:
     """
     Yield the events by which the reporter takes the steps after a run whose own process did not live to take them.
 
-    One for each step, so that one that hangs costs itself alone. ``final``: no further attempt follows.
+    One for each step, so that one that hangs costs itself alone. ``final``: no further attempt follows. ``late``: that
+    was not known at its end, and the steps of every end have been taken.
     """
     task, about = claim.task, claim.occurrence
     if not is_accompanied(task) or not outcome.started:
         return
     for number, step in enumerate(steps_after(task, outcome.status, final=final)):
+        if late and isinstance(step.item, (Hook, Ping)) and step.item.moment == "after":
+            continue
         told = isinstance(step.item, (Hook, Mail))
         yield {
             "kind": "beside",
