@@ -244,12 +244,18 @@ def troubles() -> list[str]:
     """Return what is wrong with providers, and which types there is no room for: a sentence for each."""
     found = []
     chosen = conf.load().providers
+    now = ledger.now()
     for name, names in _stranded(chosen).items():
         found.append(f"{words_of_stranded(name, len(names))} They are: {', '.join(names)}")
     for provider in ledger.providers().filter(name__in=chosen):
         if provider.trouble:
             since = f" since {short(provider.trouble_since)}" if provider.trouble_since else ""
             found.append(f"The provider {provider.name} does not answer{since}: {provider.trouble}")
+        elif unseen := planner.unseen(provider, now):
+            found.append(
+                f"The provider {provider.name}: {unseen}. Its servers stay as they are, new ones are made elsewhere. "
+                "Does a server run the schedule that may call it, and is its task neither paused nor failing?"
+            )
         if orphans := [each for each in provider.orphans if "server" not in each]:
             ids = ", ".join(str(each.get("id", "")) for each in orphans)
             found.append(f"Machines at {provider.name} bear our tag, have no server, and are left alone: {ids}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,10 @@ UNKNOWN_FOR: Final = timedelta(minutes=15)
 """How long nobody may have known a type before its servers are let go: during a deploy two versions work at once."""
 _NOTED_EVERY: Final = timedelta(minutes=1)
 """How often it is written down that a type is known."""
+_LATE: Final = timedelta(minutes=1)
+"""By so much has a look at a provider to be overdue, before it is noticed."""
+LOOKED_AT_WITHIN: Final = timedelta(minutes=5)
+"""For so long after that it may still be looked at, before it is taken for closed: all of us may have been down."""
 _TRIES: Final = 3
 
 
@@ -51,6 +55,8 @@ class Survey:
     servers: Mapping[str, list[Server]]
     """By type; none that are deleted."""
     rooms: Mapping[str, Room]
+    overlooked: Sequence[str] = ()
+    """Providers that should have been looked at by now, where nobody has noticed that yet."""
 
     @property
     def types(self) -> list[str]:
@@ -95,6 +101,7 @@ def survey(now: datetime) -> Survey:
     for server in ledger.servers().exclude(status=Status.DELETED).order_by("pk"):
         servers[server.type].append(server)
         used[server.provider] += server.status in BILLED or server.status == Status.NEW
+    chosen = conf.load().providers
     rows = {row.name: row for row in ledger.providers()}
     rooms = {
         name: Room(
@@ -103,9 +110,10 @@ def survey(now: datetime) -> Survey:
             used=used[name] + (rows[name].unknown if name in rows else 0),
             closed=_closed(rows[name], now) if name in rows else "",
         )
-        for name, limits in conf.load().providers.items()
+        for name, limits in chosen.items()
     }
-    return Survey(now, types.known(), targets, servers, rooms)
+    overlooked = [name for name in chosen if name not in rows or _is_overlooked(rows[name], now)]
+    return Survey(now, types.known(), targets, servers, rooms, overlooked)
 
 
 def _closed(row: Provider, now: datetime) -> str:
@@ -114,7 +122,32 @@ def _closed(row: Provider, now: datetime) -> str:
         return f"it does not answer since {short(row.trouble_since)}: {row.trouble}"
     if row.not_before and row.not_before > now:
         return f"nothing is created there until {short(row.not_before)}, after {row.failures} failure(s)"
-    return ""
+    return unseen(row, now)
+
+
+def _is_overlooked(row: Provider, now: datetime) -> bool:
+    """Say whether a look at a provider is overdue, and that is news."""
+    return row.trouble_since is None and _is_late(row, now)
+
+
+def _is_late(row: Provider, now: datetime) -> bool:
+    return row.next_look_at is None or now - row.next_look_at >= _LATE
+
+
+def unseen(row: Provider, now: datetime) -> str:
+    """
+    Say that nobody looks at a provider, whatever it is that keeps them from it; "" where somebody does, or may soon.
+
+    Whoever plans after all schedulers were down finds each look overdue: he notes it, as trouble that has no name yet,
+    and it counts when nobody has looked for a while since.
+    """
+    if row.trouble or row.trouble_since is None or not _is_late(row, now):
+        return ""
+    if now - row.trouble_since < LOOKED_AT_WITHIN:
+        return ""
+    if row.observed_at is None:
+        return "nobody has ever looked at it"
+    return f"nobody has looked at it since {short(row.observed_at)}"
 
 
 def left_alone(row: Target | None, now: datetime) -> str:
@@ -169,6 +202,7 @@ def bring_about(*, now: datetime) -> list[Planned]:
     """Plan for every type, and change the rows accordingly; return what was planned where there was something."""
     found = survey(now)
     _note_registered(found)
+    _note_overlooked(found)
     done = []
     for type in found.types:
         planned, found = _bring_about(type, found)
@@ -183,6 +217,15 @@ def _note_registered(found: Survey) -> None:
     stale = [row.type for row in noted if not row.registered_at or found.now - row.registered_at >= _NOTED_EVERY]
     if stale:
         ledger.targets().filter(type__in=stale).update(registered_at=found.now)
+
+
+def _note_overlooked(found: Survey) -> None:
+    """Write down since when it is known that nobody looks at a provider; whoever looks at it ends that."""
+    for name in found.overlooked:
+        row = ledger.provider(name)
+        if _is_overlooked(row, found.now):
+            unchanged = ledger.providers().filter(pk=row.pk, trouble="", trouble_since=None)
+            unchanged.filter(next_look_at=row.next_look_at).update(trouble_since=found.now)
 
 
 def _bring_about(type: str, found: Survey) -> tuple[Planned | None, Survey]:

@@ -137,7 +137,7 @@ class Visit:
         ledger.providers().filter(pk=row.pk).update(
             failures=row.failures + 1,
             trouble=why,
-            trouble_since=row.trouble_since or now,
+            trouble_since=row.trouble_since if row.trouble else now,
             next_look_at=again_at,
             not_before=again_at,
         )

@@ -176,3 +176,96 @@ def test_an_outage_is_over_with_the_first_server_that_is_up(site: Site) -> None:
     assert site.statuses() == {"running": 1}
     row = ledger.provider("folder")
     assert (row.failures, row.not_before) == (0, None)
+
+
+# -- providers that nobody looks at -----------------------------------------------------------------------------------
+
+
+def hosts(site: Site) -> None:
+    """Have a provider on each of two hosts, and a type that is made at either."""
+    given = site.settings.MULTISERVER_SCHEDULE_SERVERS
+    one = given["PROVIDERS"]["folder"]
+    two = {**one, "OPTIONS": {"folder": str(site.cloud.folder.parent / "two")}}
+    site.settings.MULTISERVER_SCHEDULE_SERVERS = {**given, "PROVIDERS": {"one": one, "two": two}}
+    fleet.register_server_type(ServerType("worker").provider("one", "two"))
+
+
+def minutes(site: Site, count: int, *names: str) -> None:
+    """Let the count be decided, and the tasks of these providers run, for so many minutes."""
+    for number in range(3 * count):
+        if number % 3 == 0:
+            site.monitor()
+        for name in names:
+            site.reconcile(name)
+        site.later()
+
+
+def where(site: Site) -> list[tuple[str, str]]:
+    return sorted((server.provider, server.status) for server in site.servers() if server.status != "deleted")
+
+
+@pytest.mark.parametrize("was_ever_there", [True, False], ids=["died", "never there"])
+def test_a_host_that_is_down_keeps_no_server_from_being_made_at_the_other_one(
+    site: Site, was_ever_there: bool
+) -> None:
+    """Its provider is not away: nobody asks it, so nobody would ever have said that it does not answer."""
+    hosts(site)
+    site.now = ledger.now() - 60 * MINUTE
+    if was_ever_there:
+        minutes(site, 2, "one", "two")
+    fleet.ensure(2, "worker")
+    minutes(site, 5, "two")
+    assert where(site) == [("one", "new")] * 2, "it may be looked at still"
+    minutes(site, 5, "two")
+    assert where(site) == [("two", "running")] * 2
+    if was_ever_there:
+        assert "nobody has looked at it since" in " ".join(operate.troubles())
+    else:
+        assert "nobody has ever looked at it" in " ".join(operate.troubles())
+
+
+def test_what_runs_at_a_provider_that_nobody_looks_at_is_neither_ended_nor_replaced(site: Site) -> None:
+    hosts(site)
+    fleet.ensure(2, "worker")
+    minutes(site, 2, "one", "two")
+    minutes(site, 60, "two")
+    assert where(site) == [("one", "running")] * 2
+
+
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_after_an_hour_without_a_scheduler_no_provider_is_closed_before_it_could_be_looked_at(
+    site: Site, first: str
+) -> None:
+    hosts(site)
+    minutes(site, 2, "one", "two")
+    fleet.ensure(2, "worker")
+    site.monitor()
+    site.later(60 * MINUTE)
+    minutes(site, 3, first)
+    assert {provider for provider, _ in where(site)} == {"one"}
+    minutes(site, 2, "one", "two")
+    assert where(site) == [("one", "running")] * 2
+
+
+def test_a_provider_that_is_looked_at_again_is_open_again_and_no_trouble_is_left(site: Site) -> None:
+    hosts(site)
+    site.now = ledger.now() - 20 * MINUTE
+    minutes(site, 2, "one", "two")
+    minutes(site, 15, "two")
+    assert operate.troubles() != []
+    fleet.ensure(2, "worker")
+    site.reconcile("one")
+    assert where(site) == [("one", "running")] * 2
+    assert operate.troubles() == []
+
+
+def test_that_a_provider_does_not_answer_is_said_since_it_did_not_and_not_since_nobody_looked(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosts(site)
+    minutes(site, 2, "one", "two")
+    minutes(site, 15, "two")
+    site.cloud.fail("*", "busy", times=1000)
+    site.reconcile("one")
+    assert ledger.provider("one").trouble_since == site.now
+    assert "does not answer" in caplog.text
