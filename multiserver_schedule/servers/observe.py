@@ -134,6 +134,8 @@ def _note(server: Server, machine: Machine, now: datetime) -> None:
     new: dict[str, Any] = {}
     if not server.machine_id:
         new = {"machine_id": machine.id, "unanswered_at": None, "next_step_at": now}
+        if server.status == Status.STARTING:
+            new["called_at"] = now
     if machine.address and machine.address != server.address:
         new["address"] = machine.address
     if server.missing_since:

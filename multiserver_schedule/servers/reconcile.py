@@ -173,11 +173,6 @@ class _Pass:
         """Change the row as far as that can be done before the provider is called, and return the call, if any."""
         now = self.clock()
         status = Status(server.status)
-        if status in HANGS and now - server.status_changed_at >= self.settings.hanging_after:
-            if status is Status.STARTING:
-                self.visit.setback()
-            self.visit.move(server, Status.HANGING, f"{status} for {distance(now - server.status_changed_at)}")
-            return None
         if observe.is_missing(server, now):
             # Asked for by its name, before it is given up: a list may be cut short.
             machine_id = server.machine_id
@@ -222,8 +217,18 @@ class _Pass:
         self._note_error(server, error)
         self._put_off(server, self.visit.told(error), error, **values)
 
-    def _put_off(self, server: Server, text: str, error: Exception | None = None, **values: Any) -> None:
+    def _put_off(
+        self,
+        server: Server,
+        text: str,
+        error: Exception | None = None,
+        since: datetime | None = None,
+        **values: Any,
+    ) -> None:
         now = self.clock()
+        # One error may be of the moment at which the provider, or the scheduler, is back.
+        if server.attempts and self._hangs(server, since=since, error=text, error_at=now):
+            return
         again = backoff(server.attempts + 1, self.settings.poll, MOST_BACKOFF)
         if isinstance(error, ProviderBusy) and error.retry_after is not None:
             again = max(again, error.retry_after)
@@ -245,7 +250,37 @@ class _Pass:
             logger.warning("%s is %s, and %s said: %s%s", server.name, server.status, by or self.name, text, trace)
 
     def _later(self, server: Server, **values: Any) -> None:
-        ledger.change(server, **{"next_step_at": self.clock() + self.settings.poll, "attempts": 0, **values})
+        """Look again after a while, unless that has been done for too long."""
+        if not self._hangs(server):
+            ledger.change(server, **{"next_step_at": self.clock() + self.settings.poll, "attempts": 0, **values})
+
+    def _hangs(self, server: Server, since: datetime | None = None, **values: Any) -> bool:
+        """
+        Give up a server that is not done yet, or of which that cannot be told, when its time is over.
+
+        After the step and not before: while nobody could ask, for whatever reason, it may have got done.
+        """
+        status, now = Status(server.status), self.clock()
+        since = since or server.called_at or server.status_changed_at
+        if status not in HANGS or now - since < self.settings.hanging_after:
+            return False
+        if status is Status.STARTING:
+            self.visit.setback()
+        self.visit.move(server, Status.HANGING, f"{status} for {distance(now - server.status_changed_at)}", **values)
+        return True
+
+    def _is_asked_again(self, server: Server, now: datetime) -> bool:
+        """
+        Say whether what was asked for is to be asked for once more: each three polls, counted from the first time.
+
+        A request may be lost, and whoever was to ask may have died before it did.
+        """
+        if server.called_at is None or server.next_step_at is None:
+            return True
+        every = 3 * self.settings.poll
+        waited = backoff(server.attempts, self.settings.poll, MOST_BACKOFF)
+        looked_at = max(server.next_step_at - waited, server.called_at)
+        return (now - server.called_at) // every > (looked_at - server.called_at) // every
 
     # Each of these begins the step of one status: change the row, return the call.
 
@@ -290,6 +325,7 @@ class _Pass:
             machine_id=machine.id,
             address=machine.address,
             booted=machine.booted,
+            called_at=self.clock(),
             unanswered_at=None,
             attempts=0,
             error="",
@@ -455,7 +491,8 @@ class _Pass:
             text = self.visit.told(error)
             self.visit.move(server, Status.RUNNING, text, error=text, error_at=self.clock())
         else:
-            self._failed(server, error, called_at=None)
+            # It was not asked for, so it goes on to be: by its time as a whole.
+            self._failed(server, error, since=server.status_changed_at, called_at=None)
 
     def _is_it_up_again(self, server: Server, seen: tuple[bool, str]) -> None:
         is_up, booted = seen
@@ -464,7 +501,9 @@ class _Pass:
             self._run(server, f"rebooted within {distance(self.clock() - server.status_changed_at)}")
         elif is_up and server.called_at and self.clock() - server.called_at >= 3 * self.settings.poll:
             # It works, and has not been booted since: the request was lost, perhaps with the process that made it.
-            self._later(server, called_at=None)
+            asked_late = server.called_at - server.status_changed_at >= self.settings.hanging_after
+            if not (asked_late and self._hangs(server, since=server.status_changed_at)):
+                self._later(server, called_at=None)
         else:
             self._later(server)
 
@@ -504,8 +543,7 @@ class _Pass:
         machine_id = server.machine_id
         if not machine_id:
             return self._search(server, self._found_to_end)
-        # Asked again now and then, as a deletion is: whoever was to ask may have died before it did.
-        if server.called_at is None or now - server.called_at >= 3 * self.settings.poll:
+        if server.called_at is None:
             return self._taken(
                 server,
                 lambda provider: provider.stop_server(machine_id),
@@ -513,6 +551,13 @@ class _Pass:
                 self._not_stopped,
                 called_at=now,
             )
+        if self._is_asked_again(server, now):
+
+            def ask_and_look(provider: BaseProvider) -> bool:
+                provider.stop_server(machine_id)
+                return provider.has_stopped(machine_id)
+
+            return self._taken(server, ask_and_look, self._is_it_down, self._not_stopped)
         return self._taken(
             server,
             lambda provider: provider.has_stopped(machine_id),
@@ -568,11 +613,17 @@ class _Pass:
         machine_id = server.machine_id
         if not machine_id:
             return self._search(server, self._found_to_end)
-        # Asked again now and then, while it takes long: a request may be lost.
-        if server.called_at is None or now - server.called_at >= 3 * self.settings.poll:
+        if server.called_at is None:
             return self._taken(
                 server, lambda provider: provider.delete_server(machine_id), self._deletion_was_asked, called_at=now
             )
+        if self._is_asked_again(server, now):
+
+            def ask_and_look(provider: BaseProvider) -> bool:
+                provider.delete_server(machine_id)
+                return provider.has_been_deleted(machine_id)
+
+            return self._taken(server, ask_and_look, self._has_it_gone)
         return self._taken(
             server,
             lambda provider: provider.has_been_deleted(machine_id),

@@ -205,9 +205,7 @@ def where(site: Site) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("was_ever_there", [True, False], ids=["died", "never there"])
-def test_a_host_that_is_down_keeps_no_server_from_being_made_at_the_other_one(
-    site: Site, was_ever_there: bool
-) -> None:
+def test_a_host_that_is_down_keeps_no_server_from_being_made_at_the_other_one(site: Site, was_ever_there: bool) -> None:
     """Its provider is not away: nobody asks it, so nobody would ever have said that it does not answer."""
     hosts(site)
     site.now = ledger.now() - 60 * MINUTE

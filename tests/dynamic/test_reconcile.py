@@ -13,9 +13,11 @@ from django.test.utils import CaptureQueriesContext
 
 from multiserver_schedule.servers import fleet, ledger
 from multiserver_schedule.servers.fleet import ServerType, option
+from multiserver_schedule.servers.states import Status
 
 from ..stores import Store
-from .conftest import MINUTE, Heard, Site
+from .cloud import FolderProvider
+from .conftest import MINUTE, POLL, Heard, Site
 
 
 def test_what_is_ensured_runs_after_one_pass_where_machines_are_up_at_once(site: Site) -> None:
@@ -441,3 +443,108 @@ def test_a_server_that_its_provider_will_not_stop_is_deleted_at_once_and_has_not
     [server] = site.servers()
     assert (server.status, server.failed_as, hanging) == ("deleted", "", [])
     assert "without being stopped: stop_server: refused" in server.transitions.get(status="deleting").reason
+
+
+# -- what nobody could ask for long -----------------------------------------------------------------------------------
+
+
+def nobody_asks(site: Site, how: str, span: timedelta = 11 * MINUTE) -> None:
+    """Let time pass in which nothing can be done: no pass runs, or the provider does not answer any."""
+    if how == "away":
+        site.cloud.fail("*", "lost", times=10_000)
+        site.passes(int(span / POLL))
+        site.cloud.mend()
+    # As much again as it is left alone for at most.
+    site.later(span)
+
+
+@pytest.mark.parametrize("how", ["paused", "away"])
+def test_an_outage_while_servers_start_ends_none_of_them(site: Site, how: str, heard: Callable[..., Heard]) -> None:
+    hanging = heard("server_hanging")
+    site.options(looks=1)
+    fleet.ensure(2)
+    site.reconcile()
+    site.later()
+    site.options(looks=0)
+    nobody_asks(site, how)
+    site.settle()
+    assert (site.statuses(), site.cloud.made, hanging) == ({"running": 2}, 2, [])
+    assert ledger.provider("folder").failures == 0, "nor did it fail"
+
+
+@pytest.mark.parametrize("how", ["paused", "away"])
+@pytest.mark.parametrize("was_asked", [True, False], ids=["asked", "not asked"])
+def test_an_outage_while_servers_reboot_ends_none_of_them(
+    site: Site, how: str, was_asked: bool, heard: Callable[..., Heard]
+) -> None:
+    hanging = heard("server_hanging")
+    site.options(looks=1)
+    fleet.ensure(2)
+    site.settle()
+    fleet.reboot()
+    if was_asked:
+        site.reconcile()
+        site.later()
+        site.options(looks=0)  # up by then
+    else:
+        for server in site.servers():
+            assert ledger.move(server, Status.REBOOTING, "asked for", now=site.now, reboot_requested_at=None)
+    nobody_asks(site, how)
+    site.cloud.fail("reboot_server", "busy")
+    site.settle()
+    assert (site.statuses(), site.cloud.made, hanging) == ({"running": 2}, 2, [])
+    assert {machine["boots"] for machine in site.cloud.machines.values()} == {2}
+
+
+def test_one_error_when_the_scheduler_is_back_ends_no_server_that_starts(site: Site) -> None:
+    site.options(looks=1)
+    fleet.ensure(1)
+    site.reconcile()
+    nobody_asks(site, "paused")
+    site.cloud.fail("has_started", "lost")
+    site.settle()
+    assert (site.statuses(), site.cloud.made) == ({"running": 1}, 1)
+
+
+def one_that_ends(site: Site, status: Status) -> None:
+    """Have a server that is to be told to end, and a machine of it that never does."""
+    site.options(looks=10_000)
+    word = "running" if status is Status.STOPPING else "stopped"
+    site.cloud.put("m1", key="key-one", name="default-one", state=word)
+    row = {"name": "one", "key": "key-one", "type": "default", "provider": "folder", "machine_id": "m1"}
+    at = {"status_changed_at": site.now, "created_at": site.now, "next_step_at": site.now}
+    ledger.servers().create(**row, **at, status=status.value)
+
+
+@pytest.mark.parametrize("status", [Status.STOPPING, Status.DELETING])
+def test_what_is_told_to_end_after_an_outage_has_all_its_time_from_then_on(
+    site: Site, status: Status, heard: Callable[..., Heard]
+) -> None:
+    hanging = heard("server_hanging")
+    one_that_ends(site, status)
+    site.later(11 * MINUTE)
+    site.passes(29)
+    assert hanging == []
+    site.passes(3)
+    assert hanging == [("server_hanging", "one")]
+
+
+@pytest.mark.parametrize(("status", "call"), [(Status.STOPPING, "stop_server"), (Status.DELETING, "delete_server")])
+def test_what_does_not_end_is_told_again_each_minute_and_not_more_often(site: Site, status: Status, call: str) -> None:
+    one_that_ends(site, status)
+    site.passes(16)
+    assert site.cloud.calls.count(call) == 6
+
+
+def test_a_reboot_whose_requests_are_all_lost_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch, heard: Callable[..., Heard]
+) -> None:
+    hanging = heard("server_hanging")
+    monkeypatch.setattr(FolderProvider, "reboot_server", lambda self, machine_id: None)
+    fleet.ensure(1)
+    site.settle()
+    fleet.reboot()
+    site.passes(29)
+    assert hanging == []
+    site.passes(8)
+    assert len(hanging) == 1
