@@ -514,7 +514,8 @@ class _Pass:
         if kind is None or kind.drain is None:
             self.visit.drained(server, "it has no drain")
             return None
-        if now - server.status_changed_at >= kind.drain_limit:
+        # From when it was told first, however long nobody could tell it.
+        if server.called_at is not None and now - server.called_at >= kind.drain_limit:
             left = f", and {server.jobs} jobs run still" if server.jobs else ""
             logger.warning("%s is not drained after %s%s.", server.name, distance(kind.drain_limit), left)
             self.visit.drained(server, f"not drained within {distance(kind.drain_limit)}{left}")

@@ -548,3 +548,25 @@ def test_a_reboot_whose_requests_are_all_lost_is_given_up(
     assert hanging == []
     site.passes(8)
     assert len(hanging) == 1
+
+
+@pytest.mark.parametrize("how", ["paused", "away"])
+def test_a_drain_that_could_not_be_told_for_longer_than_its_limit_is_told_and_has_all_its_time(
+    site: Site, how: str
+) -> None:
+    told: list[str] = []
+
+    def drain(server: Any) -> int:
+        told.append(server.name)
+        return 3
+
+    fleet.register_server_type(ServerType("default").drain_with(drain, limit=5 * MINUTE))
+    fleet.ensure(1)
+    site.settle()
+    fleet.ensure(0)
+    site.monitor()
+    nobody_asks(site, how)
+    site.passes(15)
+    assert (len(told), site.statuses()) == (15, {"draining": 1})
+    site.settle()
+    assert site.cloud.machines == {}
