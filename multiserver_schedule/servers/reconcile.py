@@ -27,7 +27,7 @@ from multiserver_schedule.logs import distance
 
 from . import conf, ledger, observe, planner, providers, signals, types
 from .drains.base import jobs_left
-from .entries import Machine
+from .entries import Machine, MachineState
 from .exceptions import FleetError, ProviderBusy, ProviderError, ProviderFull, ProviderRefused
 from .hiding import traced
 from .providers.base import BaseProvider
@@ -39,8 +39,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("multiserver_schedule.servers")
 
+_DOWN: Final = (MachineState.STOPPED, MachineState.STOPPING)
 BUDGET: Final = timedelta(minutes=2)
 """After so long a pass begins no further step: the next one goes on."""
+
+
+class _RefusedSinceDown(ProviderRefused):
+    """A machine is not rebooted, and it is down, or on its way there."""
 
 
 def run(name: str, *, now: datetime | None = None) -> Report:
@@ -469,9 +474,14 @@ class _Pass:
         if server.called_at is None:
 
             def reboot(provider: BaseProvider) -> str:
-                before = provider.find_by_tag(server.key)
-                provider.reboot_server(machine_id)
-                return next((machine.booted for machine in before if machine.id == machine_id), "")
+                before = next((each for each in provider.find_by_tag(server.key) if each.id == machine_id), None)
+                try:
+                    provider.reboot_server(machine_id)
+                except ProviderRefused as error:
+                    if before is not None and before.state in _DOWN:
+                        raise _RefusedSinceDown(str(error)) from error
+                    raise
+                return before.booted if before is not None else ""
 
             return self._taken(server, reboot, self._rebooted, self._not_rebooted, called_at=now)
 
@@ -488,8 +498,11 @@ class _Pass:
     def _not_rebooted(self, server: Server, error: Exception) -> None:
         if isinstance(error, ProviderRefused):
             self._note_error(server, error)
-            text = self.visit.told(error)
-            self.visit.move(server, Status.RUNNING, text, error=text, error_at=self.clock())
+            text, to = self.visit.told(error), Status.RUNNING
+            if isinstance(error, _RefusedSinceDown):
+                # Its drain has ended it. Running it would be for a moment, and its end that of one that did not live.
+                text, to = f"its machine is down, and is not rebooted: {text}", Status.STOPPING
+            self.visit.move(server, to, text, error=text, error_at=self.clock())
         else:
             # It was not asked for, so it goes on to be: by its time as a whole.
             self._failed(server, error, since=server.status_changed_at, called_at=None)

@@ -570,3 +570,34 @@ def test_a_drain_that_could_not_be_told_for_longer_than_its_limit_is_told_and_ha
     assert (len(told), site.statuses()) == (15, {"draining": 1})
     site.settle()
     assert site.cloud.machines == {}
+
+
+# -- reboots ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["stopped", "stopping", "running"])
+def test_a_reboot_that_is_refused_of_a_machine_that_is_down_has_it_replaced_and_it_did_not_die_young(
+    site: Site, state: str, heard: Callable[..., Heard]
+) -> None:
+    """Its drain has ended it, as one does that stops its machine."""
+    told = heard("server_running", "server_errored")
+    fleet.ensure(1)
+    site.settle()
+    [first] = site.servers()
+    told.clear()
+    fleet.reboot()
+    site.cloud.fail("reboot_server", "refused")
+    site.cloud.put(first.machine_id, state=state)
+    # The look at all machines is not due, so that the reboot comes first.
+    site.now -= POLL
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert ledger.target("default").failures == 0
+    first.refresh_from_db()
+    if state == "running":
+        assert (first.status, told) == ("running", [("server_running", first.name)])
+        assert first.error == "reboot_server: refused"
+    else:
+        assert (first.status, first.failed_as) == ("deleted", "")
+        assert "down, and is not rebooted" in first.transitions.get(status="stopping").reason
+        assert [name for name, _ in told] == ["server_running"], "the other one"
