@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import transaction
+from django.db.models import Q
 
 from multiserver_schedule.logs import short
 
@@ -17,8 +18,9 @@ from . import conf, ledger, types
 from .entries import ServerInfo
 from .hiding import told, traced
 from .plan import Known, Needs, Plan, Room, Short, plan
-from .states import BILLED, Status
+from .states import BILLED, Status, backoff
 from .types import ServerType
+from .visit import MOST_BACKOFF
 
 if TYPE_CHECKING:
     from .models import Provider, Server, Target
@@ -33,6 +35,8 @@ _LATE: Final = timedelta(minutes=1)
 """By so much has a look at a provider to be overdue, before it is noticed."""
 LOOKED_AT_WITHIN: Final = timedelta(minutes=5)
 """For so long after that it may still be looked at, before it is taken for closed: all of us may have been down."""
+_REFUSALS_COUNT_FOR: Final = timedelta(hours=2)
+"""How long a creation that was refused makes the wait after the next one longer."""
 _TRIES: Final = 3
 
 
@@ -55,6 +59,8 @@ class Survey:
     servers: Mapping[str, list[Server]]
     """By type; none that are deleted."""
     rooms: Mapping[str, Room]
+    refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Why no server of a type is made at a provider now, by both."""
     overlooked: Sequence[str] = ()
     """Providers that should have been looked at by now, where nobody has noticed that yet."""
 
@@ -81,7 +87,15 @@ class Survey:
             )
             for server in self.servers.get(type, ())
         ]
-        return Planned(type, needs, plan(needs, known, self.rooms, self.now))
+        return Planned(type, needs, plan(needs, known, self._rooms_of(type), self.now))
+
+    def _rooms_of(self, type: str) -> Mapping[str, Room]:
+        """Return what room there is for a type: none where it is refused."""
+        rooms = dict(self.rooms)
+        for (of, provider), why in self.refused.items():
+            if of == type and provider in rooms and not rooms[provider].closed:
+                rooms[provider] = replace(rooms[provider], closed=why)
+        return rooms
 
     def after(self, planned: Plan) -> Survey:
         """Return what would be left of the rooms when this were done."""
@@ -98,7 +112,13 @@ def survey(now: datetime) -> Survey:
     targets = {row.type: row for row in ledger.targets()}
     servers: dict[str, list[Server]] = defaultdict(list)
     used: Counter[str] = Counter()
-    for server in ledger.servers().exclude(status=Status.DELETED).order_by("pk"):
+    refusals: dict[tuple[str, str], list[Server]] = defaultdict(list)
+    is_refusal = _is_refusal(now)
+    for server in ledger.servers().filter(~Q(status=Status.DELETED) | is_refusal).order_by("pk"):
+        if server.failed_as == Status.ERRORED and not server.machine_id:
+            refusals[server.type, server.provider].append(server)
+        if server.status == Status.DELETED:
+            continue
         servers[server.type].append(server)
         used[server.provider] += server.status in BILLED or server.status == Status.NEW
     chosen = conf.load().providers
@@ -113,7 +133,30 @@ def survey(now: datetime) -> Survey:
         for name, limits in chosen.items()
     }
     overlooked = [name for name in chosen if name not in rows or _is_overlooked(rows[name], now)]
-    return Survey(now, types.known(), targets, servers, rooms, overlooked)
+    refused = {which: why for which, rows_ in refusals.items() if (why := _wait_of(rows_, now))}
+    return Survey(now, types.known(), targets, servers, rooms, refused, overlooked)
+
+
+def _is_refusal(now: datetime) -> Q:
+    """Return what finds the servers whose creation was refused lately: errors that never had a machine."""
+    return Q(failed_as=Status.ERRORED, machine_id="", error_at__gt=now - _REFUSALS_COUNT_FOR)
+
+
+def refused(type: str, provider: str, *, now: datetime) -> str:
+    """Say why no server of a type is made at a provider now, since the last ones were refused; "": it may be."""
+    return _wait_of(ledger.servers().filter(_is_refusal(now), type=type, provider=provider), now)
+
+
+def _wait_of(refusals: Iterable[Server], now: datetime) -> str:
+    """Say until when nothing is made after these refusals, twice as late after each, and why; "": no longer."""
+    said = sorted((server.error_at or now, server.error) for server in refusals)
+    if not said:
+        return ""
+    at, error = said[-1]
+    until = at + backoff(len(said), conf.load().poll, MOST_BACKOFF)
+    if until <= now:
+        return ""
+    return f"none of this type is made there until {short(until)}, since it was refused: {error}"
 
 
 def _closed(row: Provider, now: datetime) -> str:

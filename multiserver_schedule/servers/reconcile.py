@@ -291,7 +291,7 @@ class _Pass:
 
     def _new(self, server: Server, now: datetime) -> _Step | None:
         not_before = ledger.provider(self.name).not_before
-        if not_before and not_before > now:
+        if (not_before and not_before > now) or planner.refused(server.type, self.name, now=now):
             return None
         previous = server.status
         reason = f"created at {self.name}"
@@ -380,8 +380,11 @@ class _Pass:
             )
 
     def _refused(self, server: Server, error: Exception) -> None:
-        """Give up a server that will never be made, and leave its provider alone for a while."""
-        self.visit.setback()
+        """
+        Give up a server that will never be made: the next one of its type waits, at this provider alone.
+
+        Others do not: the mistake is most likely one of what is written down of the type.
+        """
         self._note_error(server, error)
         text = self.visit.told(error)
         self.visit.move(server, Status.ERRORED, text, error=text, error_at=self.clock(), unanswered_at=None)

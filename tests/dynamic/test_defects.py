@@ -100,7 +100,7 @@ def test_2_what_the_provider_refuses_or_has_no_room_for_counts_for_nothing(site:
     site.cloud.fail("create_server", "full", times=3)
     site.cloud.fail("create_server", "refused", times=3)
     fleet.ensure(5)
-    site.settle(most=150)
+    site.passes(90)
     assert site.statuses() == {"running": 5}
     assert site.cloud.most == 5
 

@@ -7,8 +7,12 @@ import logging
 import pytest
 
 from multiserver_schedule.servers import fleet, ledger, operate, planner, types
-from multiserver_schedule.servers.fleet import ServerType
+from multiserver_schedule.servers.entries import Machine, ServerInfo
+from multiserver_schedule.servers.exceptions import ProviderRefused
+from multiserver_schedule.servers.fleet import ServerType, option
+from multiserver_schedule.servers.visit import AT_ONCE
 
+from .cloud import FolderProvider
 from .conftest import MINUTE, POLL, Site
 
 
@@ -170,12 +174,64 @@ def test_servers_that_come_up_and_die_together_are_one_failure(site: Site) -> No
 
 
 def test_an_outage_is_over_with_the_first_server_that_is_up(site: Site) -> None:
-    site.cloud.fail("create_server", "refused", times=4)
+    site.cloud.fail("create_server", "full", times=4)
     fleet.ensure(1)
     site.passes(40)
     assert site.statuses() == {"running": 1}
     row = ledger.provider("folder")
     assert (row.failures, row.not_before) == (0, None)
+
+
+# -- servers that are refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mistake", ["option", "image"])
+def test_a_type_that_is_refused_keeps_no_other_one_from_growing_and_one_is_told_what_is_wrong(
+    site: Site, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = FolderProvider.create_server
+
+    def picky(self: FolderProvider, server: ServerInfo) -> Machine:
+        if server.configuration.get("image") == "NOPE":
+            raise ProviderRefused("there is no image NOPE")
+        return create(self, server)
+
+    monkeypatch.setattr(FolderProvider, "create_server", picky)
+    configuration = {"x": option("NOPE")} if mistake == "option" else {"image": "NOPE"}
+    fleet.register_server_type(ServerType("bad").configuration(configuration))
+    fleet.register_server_type(ServerType("good"))
+    fleet.ensure(2, "bad")
+    for number in range(90):  # half an hour
+        site.passes(1)
+        if number % 30 == 29:
+            fleet.increase(1, "good")
+            site.passes(1)
+            assert len([each for each in site.servers("running") if each.type == "good"]) == fleet.wanted_count("good")
+    assert ledger.provider("folder").failures == 0
+    bad = [server for server in site.servers() if server.type == "bad"]
+    assert 4 * 2 <= len(bad) <= 8 * 2, "after 20, 40, 80 … 600 s"
+    short_because = ledger.target("bad").short_because
+    assert "none of this type is made there until" in short_because
+    assert "NOPE" in short_because
+
+
+def test_what_one_provider_refuses_is_made_at_the_next_one(site: Site) -> None:
+    hosts(site)
+    site.cloud.fail("create_server", "refused", times=1000)
+    fleet.ensure(2, "worker")
+    minutes(site, 10, "one", "two")
+    assert where(site) == [("two", "running")] * 2
+
+
+def test_those_that_wait_when_the_first_ones_are_refused_are_not_asked_for_meanwhile(site: Site) -> None:
+    site.options(MAX_SERVERS=20)
+    site.cloud.fail("create_server", "refused", times=1000)
+    fleet.ensure(20)
+    site.reconcile()
+    assert site.cloud.calls.count("create_server") <= AT_ONCE
+    site.cloud.mend()
+    site.settle()
+    assert site.statuses() == {"running": 20}
 
 
 # -- providers that nobody looks at -----------------------------------------------------------------------------------
