@@ -75,7 +75,8 @@ class _Step:
     """A call that is about to be made for a server, and what becomes of its answer or error."""
 
     server: Server
-    call: Callable[[BaseProvider], Any]
+    call: Callable[..., Any]
+    """Given the provider; a drain, nothing."""
     then: Callable[[Server, Any], None]
     failed: Callable[[Server, Exception], None]
     is_drain: bool = False
@@ -142,8 +143,7 @@ class _Pass:
                 begun.add((server.pk, server.version))
                 step = self._begin(server)
                 if step is not None:
-                    submit = self.visit.calls.submit_drain if step.is_drain else self.visit.calls.submit
-                    under_way[submit(step.call)] = step
+                    under_way[self._submitted(step)] = step
             if not under_way:
                 if not fresh:
                     return
@@ -158,6 +158,10 @@ class _Pass:
                 return
             for future in late:
                 self._no_answer(under_way.pop(future))
+
+    def _submitted(self, step: _Step) -> Future[Any]:
+        calls, call = self.visit.calls, step.call
+        return calls.submit_drain(call) if step.is_drain else calls.submit(call)
 
     def _left(self, step: _Step) -> float:
         """Return for how many seconds its answer is waited for still."""
@@ -187,7 +191,7 @@ class _Pass:
     def _taken(
         self,
         server: Server,
-        call: Callable[[BaseProvider], Any],
+        call: Callable[..., Any],
         then: Callable[[Server, Any], None],
         failed: Callable[[Server, Exception], None] | None = None,
         is_drain: bool = False,
@@ -539,7 +543,7 @@ class _Pass:
         info, drain = server.info(), kind.drain
         return self._taken(
             server,
-            lambda provider: jobs_left(drain(info), drain),
+            lambda: jobs_left(drain(info), drain),
             self._is_it_drained,
             self._not_drained,
             is_drain=True,

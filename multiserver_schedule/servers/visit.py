@@ -2,7 +2,8 @@
 How is a provider called, and when is it left alone? What one pass has with it there: its calls, its clock, its report.
 
 A call is made in a thread, since it may hang: whoever waits for its answer does so for ``Visit.patience`` seconds. So
-is a drain asked, in threads of their own: it is a project's code, and what hangs there takes up no place of a call.
+is a drain asked, in a thread of its own each time: it is a project's code, and what hangs there takes up no place of
+another one, nor of a call. No thread keeps the process from its end.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import connections
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("multiserver_schedule.servers")
 
 AT_ONCE: Final = 8
-"""Calls to one provider that are under way at the same time, and as many to drains."""
+"""Calls to one provider that are under way at the same time, and as many to drains that are waited for."""
 MOST_BACKOFF: Final = timedelta(minutes=10)
 ANSWERS_WITHIN: Final = timedelta(minutes=1)
 """Nobody takes a step a second time before: a call that is under way has to have ended by then."""
@@ -62,37 +66,72 @@ class Report:
     """Steps that were due and not taken, for want of time."""
 
 
+_Job = tuple[Future[Any], Callable[[BaseProvider], Any]]
+
+
 class Calls:
     """The provider, called in threads: an instance for each, since no driver promises to be safe for several."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._own = threading.local()
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"provider-{name}")
-        self._drains = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"drain-{name}")
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads = 0
 
     def submit(self, do: Callable[[BaseProvider], Any]) -> Future[Any]:
-        """Begin a call, and return what its answer or error will be in."""
-        return self._pool.submit(self._call, do)
+        """Begin a call, and return what its answer or error will be in; it begins when less than AT_ONCE are made."""
+        future: Future[Any] = Future()
+        self._jobs.put((future, do))
+        if not self._idle.acquire(blocking=False) and self._threads < AT_ONCE:
+            self._threads += 1
+            _start(self._work, f"provider-{self.name}-{self._threads}")
+        return future
 
-    def submit_drain(self, do: Callable[[BaseProvider], Any]) -> Future[Any]:
-        """Begin to ask a drain, and return what its answer or error will be in."""
-        return self._drains.submit(self._call, do)
+    def submit_drain(self, do: Callable[[], Any]) -> Future[Any]:
+        """Begin to ask a drain, at once, and return what its answer or error will be in."""
+        future: Future[Any] = Future()
+        _start(lambda: _fulfil(future, do), f"drain-{self.name}")
+        return future
 
-    def _call(self, do: Callable[[BaseProvider], Any]) -> Any:
-        if not hasattr(self._own, "provider"):
-            self._own.provider = providers.make(self.name)
-        try:
-            return do(self._own.provider)
-        finally:
-            # A drain may be a project's own code, and ask the database: the connection is this thread's.
-            connections.close_all()
+    def _work(self) -> None:
+        own: list[BaseProvider] = []
+
+        def call(do: Callable[[BaseProvider], Any]) -> Any:
+            if not own:
+                own.append(providers.make(self.name))
+            return do(own[0])
+
+        while (job := self._jobs.get()) is not None:
+            future, do = job
+            _fulfil(future, partial(call, do))
+            self._idle.release()
 
     def close(self) -> None:
         """Begin no further call."""
-        # What hangs is not waited for: this process ends with the pass.
-        for pool in (self._pool, self._drains):
-            pool.shutdown(wait=False, cancel_futures=True)
+        # What hangs is not waited for. What nobody has begun yet, nobody begins.
+        with suppress(Empty):
+            while (job := self._jobs.get_nowait()) is not None:
+                job[0].cancel()
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+
+def _start(do: Callable[[], None], name: str) -> None:
+    threading.Thread(target=do, name=name, daemon=True).start()
+
+
+def _fulfil(future: Future[Any], do: Callable[[], Any]) -> None:
+    """Put an answer, or an error, where it is waited for."""
+    try:
+        try:
+            answer = do()
+        finally:
+            # A drain may be a project's own code, and ask the database: the connection is this thread's.
+            connections.close_all()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(answer)
 
 
 class Visit:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -11,8 +14,10 @@ import pytest
 from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
-from multiserver_schedule.servers import fleet, ledger
+from multiserver_schedule.servers import fleet, ledger, visit
+from multiserver_schedule.servers.entries import ServerInfo
 from multiserver_schedule.servers.fleet import ServerType, option
+from multiserver_schedule.servers.providers.base import BaseProvider
 from multiserver_schedule.servers.states import Status
 
 from ..stores import Store
@@ -601,3 +606,85 @@ def test_a_reboot_that_is_refused_of_a_machine_that_is_down_has_it_replaced_and_
         assert (first.status, first.failed_as) == ("deleted", "")
         assert "down, and is not rebooted" in first.transitions.get(status="stopping").reason
         assert [name for name, _ in told] == ["server_running"], "the other one"
+
+
+# -- what hangs -------------------------------------------------------------------------------------------------------
+
+
+def test_drains_that_hang_hold_up_no_other_one_and_none_is_said_not_to_answer_that_was_never_asked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visit, "ANSWERS_WITHIN", timedelta(seconds=1))
+    site.options(timeout=0.1, MAX_SERVERS=2 * visit.AT_ONCE)
+    told: list[str] = []
+    over = threading.Event()
+
+    def works(server: ServerInfo) -> int:
+        told.append(server.name)
+        return 1
+
+    fleet.register_server_type(ServerType("hangs").drain_with(lambda server: int(over.wait(60)) or 1))
+    fleet.register_server_type(ServerType("works").drain_with(works))
+    fleet.ensure(visit.AT_ONCE, "hangs")
+    fleet.ensure(1, "works")
+    site.settle()
+    fleet.ensure(0, "hangs")
+    fleet.ensure(0, "works")
+    site.monitor()
+    try:
+        site.passes(2)
+    finally:
+        over.set()
+    assert len(told) == 2, "with each pass"
+    assert {server.error for server in site.servers() if server.type == "works"} == {""}
+    errors = {server.error for server in site.servers() if server.type == "hangs"}
+    assert errors == {"its drain did not answer within 1 s"}
+
+
+@pytest.mark.parametrize("what", ["submit(lambda provider: time.sleep(600))", "submit_drain(lambda: time.sleep(600))"])
+def test_a_call_that_hangs_keeps_no_command_from_its_end(what: str) -> None:
+    script = f"""
+import time
+import django
+from django.conf import settings
+settings.configure()
+django.setup()
+from multiserver_schedule.servers import providers, visit
+providers.make = lambda name: None
+calls = visit.Calls("cloud")
+calls.{what}
+time.sleep(0.2)
+calls.close()
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
+
+
+def test_calls_to_a_provider_are_made_by_so_many_threads_at_once_and_each_has_an_instance_of_its_own(
+    site: Site,
+) -> None:
+    calls = visit.Calls("folder")
+    meet = threading.Barrier(visit.AT_ONCE)
+    others: list[BaseProvider] = []
+
+    def one(provider: BaseProvider) -> BaseProvider:
+        meet.wait(60)
+        return provider
+
+    futures = [calls.submit(one) for _ in range(visit.AT_ONCE)]
+    waits = calls.submit(others.append)
+    instances = {id(future.result(60)) for future in futures}
+    assert len(instances) == visit.AT_ONCE
+    waits.result(60)
+    assert {id(other) for other in others} < instances
+    calls.close()
+
+
+def test_a_call_that_was_not_begun_when_the_pass_is_over_never_is(site: Site) -> None:
+    calls = visit.Calls("folder")
+    over = threading.Event()
+    futures = [calls.submit(lambda provider: over.wait(60)) for _ in range(visit.AT_ONCE)]
+    last = calls.submit(lambda provider: None)
+    calls.close()
+    over.set()
+    assert all(future.result(60) for future in futures)
+    assert last.cancelled()
