@@ -417,7 +417,7 @@ class _Pass:
         took = distance(now - server.status_changed_at)
         self._run(server, f"up after {took}")
 
-    def _run(self, server: Server, reason: str) -> None:
+    def _run(self, server: Server, reason: str, **values: Any) -> None:
         wants = server.reboot_requested_at is not None
         self.visit.move(
             server,
@@ -427,6 +427,7 @@ class _Pass:
             error="",
             missing_since=None,
             next_step_at=self.clock() if wants else None,
+            **values,
         )
 
     def _looked_up(self, server: Server, machines: Sequence[Machine]) -> None:
@@ -518,7 +519,9 @@ class _Pass:
         is_up, booted = seen
         # "Started" may be said of the time before the reboot; a poll has passed since the call, at least.
         if is_up and (not server.booted or booted != server.booted):
-            self._run(server, f"rebooted within {distance(self.clock() - server.status_changed_at)}")
+            # What it was booted as is kept: by that, the next reboot is told from this one.
+            took = distance(self.clock() - server.status_changed_at)
+            self._run(server, f"rebooted within {took}", booted=booted or server.booted)
         elif is_up and server.called_at and self.clock() - server.called_at >= 3 * self.settings.poll:
             # It works, and has not been booted since: the request was lost, perhaps with the process that made it.
             asked_late = server.called_at - server.status_changed_at >= self.settings.hanging_after

@@ -608,6 +608,23 @@ def test_a_reboot_that_is_refused_of_a_machine_that_is_down_has_it_replaced_and_
         assert [name for name, _ in told] == ["server_running"], "the other one"
 
 
+def test_a_second_reboot_that_is_lost_with_the_process_that_was_to_ask_for_it_is_asked_for_again(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    fleet.reboot()
+    site.settle()
+    [server] = site.servers()
+    site.later(30 * MINUTE)
+    site.reconcile()
+    server.refresh_from_db()
+    # What a pass has written that is killed before it calls.
+    assert ledger.move(server, Status.REBOOTING, "as it was asked for", now=site.now, reboot_requested_at=None)
+    assert ledger.change(server, called_at=site.now, next_step_at=site.now + 90 * timedelta(seconds=1))
+    site.settle()
+    assert site.statuses() == {"running": 1}
+    assert site.cloud.machines[server.machine_id]["boots"] == 3
+
+
 # -- what hangs -------------------------------------------------------------------------------------------------------
 
 
