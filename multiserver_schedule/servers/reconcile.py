@@ -271,12 +271,19 @@ class _Pass:
         """
         status, now = Status(server.status), self.clock()
         since = since or server.called_at or server.status_changed_at
-        if status not in HANGS or now - since < self.settings.hanging_after:
+        if status not in HANGS or now - since < self._may_take(status):
             return False
         if status is Status.STARTING:
             self.visit.setback()
         self.visit.move(server, Status.HANGING, f"{status} for {distance(now - server.status_changed_at)}", **values)
         return True
+
+    def _may_take(self, status: Status) -> timedelta:
+        """Return how long a server may be on its way: to its end, as long as its provider gives it, and a few looks."""
+        given = getattr(self.sample, "stop_timeout", None)
+        if status is Status.STOPPING and isinstance(given, timedelta):
+            return max(self.settings.hanging_after, given + 3 * self.settings.poll)
+        return self.settings.hanging_after
 
     def _is_asked_again(self, server: Server, now: datetime) -> bool:
         """

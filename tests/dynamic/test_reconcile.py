@@ -625,6 +625,18 @@ def test_a_second_reboot_that_is_lost_with_the_process_that_was_to_ask_for_it_is
     assert site.cloud.machines[server.machine_id]["boots"] == 3
 
 
+def test_a_machine_that_its_provider_gives_longer_to_stop_than_anything_may_take_has_that_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch, heard: Callable[..., Heard]
+) -> None:
+    hanging = heard("server_hanging")
+    monkeypatch.setattr(FolderProvider, "stop_timeout", 30 * MINUTE, raising=False)
+    one_that_ends(site, Status.STOPPING)
+    site.passes(31, every=MINUTE)
+    assert (hanging, site.statuses()) == ([], {"stopping": 1})
+    site.passes(3, every=MINUTE)
+    assert hanging == [("server_hanging", "one")], "but no longer"
+
+
 # -- what hangs -------------------------------------------------------------------------------------------------------
 
 
