@@ -67,7 +67,7 @@ def look(visit: Visit, row: Provider) -> None:
     for server in servers:
         machine = seen.get(server.pk)
         if machine is None:
-            _not_seen(server, asked_at, now)
+            _not_seen(visit, server, asked_at, now)
         else:
             _seen(visit, server, machine, now)
 
@@ -144,19 +144,23 @@ def _note(server: Server, machine: Machine, now: datetime) -> None:
         ledger.change(server, seen_at=now, **new)
 
 
-def _not_seen(server: Server, asked_at: datetime, now: datetime) -> None:
+def _not_seen(visit: Visit, server: Server, asked_at: datetime, now: datetime) -> None:
     """Note that a server's machine is missing, and make its next step due when it is for long."""
     if not server.machine_id or server.status not in _MISSED:
         return
     if server.missing_since is None:
         ledger.change(server, missing_since=asked_at)
-    elif is_missing(server, now):
+    elif is_missing(visit, server, now):
         ledger.change(server, next_step_at=now)
 
 
-def is_missing(server: Server, now: datetime) -> bool:
+def is_missing(visit: Visit, server: Server, now: datetime) -> bool:
     """Say whether a server's machine was not seen for so long that it has to be asked for by its name."""
     if server.status not in _MISSED or server.missing_since is None:
+        return False
+    made_at = server.called_at or server.asked_at
+    if server.status == Status.STARTING and made_at is not None and now - made_at < visit.sample.settles:
+        # It need not be shown yet, and who is asked for it by name may look into the same list.
         return False
     return now - server.missing_since >= GONE_AFTER
 

@@ -182,7 +182,7 @@ class _Pass:
         """Change the row as far as that can be done before the provider is called, and return the call, if any."""
         now = self.clock()
         status = Status(server.status)
-        if observe.is_missing(server, now):
+        if observe.is_missing(self.visit, server, now):
             # Asked for by its name, before it is given up: a list may be cut short.
             machine_id = server.machine_id
             return self._taken(server, lambda provider: provider.has_been_deleted(machine_id), self._is_it_gone)

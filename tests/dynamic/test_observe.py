@@ -13,6 +13,7 @@ from multiserver_schedule.servers.entries import ServerInfo
 from multiserver_schedule.servers.fleet import ServerType
 from multiserver_schedule.servers.models import Server
 
+from .cloud import FolderProvider
 from .conftest import MINUTE, Heard, Site
 
 
@@ -200,3 +201,30 @@ def test_an_orphan_whose_name_no_row_can_have_gets_one_of_its_own_and_is_ended(s
     site.passes(8)
     assert [server.name for server in site.servers("deleted")] == ["orphan-abcdef"]
     assert len(site.cloud.machines) == 1
+
+
+def test_a_machine_that_is_shown_late_by_all_that_its_provider_says_is_made_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for a machine by its id in a list says of one that is not in it yet that it is gone."""
+
+    def shown(self: FolderProvider, machine_id: str) -> bool:
+        return any(machine.id == machine_id for machine in self.list_servers())
+
+    monkeypatch.setattr(FolderProvider, "has_been_deleted", lambda self, machine_id: not shown(self, machine_id))
+    monkeypatch.setattr(FolderProvider, "has_started", shown)
+    site.options(lag=120, settles=150)
+    fleet.ensure(1)
+    site.passes(30)
+    assert (site.cloud.made, site.statuses()) == (1, {"running": 1})
+
+
+def test_a_machine_that_is_gone_before_it_was_up_is_replaced_when_it_should_be_shown(site: Site) -> None:
+    site.options(looks=10_000, settles=100)
+    fleet.ensure(1)
+    site.reconcile()
+    [first] = site.servers()
+    site.cloud.put(first.machine_id, state="gone")
+    site.options(looks=0)
+    site.passes(12)
+    assert (site.cloud.made, site.statuses()) == (2, {"running": 1})
