@@ -145,9 +145,12 @@ def move(server: Server, to: Status, reason: str, *, now: datetime, by: str = ""
     }
     if to in (Status.ERRORED, Status.HANGING):
         first["failed_as"] = to.value
-    elif to is Status.DRAINING:
+    if to not in PROVISIONED:
         # Nor does it come back: who wants that says so.
         first["reboot_requested_at"] = None
+    if to is Status.RUNNING:
+        # What it did before a reboot has ended.
+        first["jobs"] = None
     elif to is Status.DELETED:
         first["deleted_at"] = now
         first["missing_since"] = None

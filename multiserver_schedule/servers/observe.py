@@ -122,11 +122,20 @@ def _seen(visit: Visit, server: Server, machine: Machine, now: datetime) -> None
         visit.setback()
         reason = f"its machine stopped before it was up ({machine.word})"
         visit.move(server, Status.ERRORED, reason, machine_id=machine.id, unanswered_at=None, error=reason)
+    elif server.status == Status.REBOOTING and has_stopped and _should_be_up_again(visit, server, now):
+        visit.move(
+            server, Status.STOPPING, f"its machine has stopped during its reboot ({machine.word})", called_at=now
+        )
     elif server.status == Status.DRAINING and has_stopped:
         # Whoever would say that it works no more cannot: it is down.
         visit.drained(server, f"its machine has stopped ({machine.word})", jobs=0)
     else:
         _note(server, machine, now)
+
+
+def _should_be_up_again(visit: Visit, server: Server, now: datetime) -> bool:
+    """Say whether a machine that is down is not so just for the moment in which it reboots."""
+    return server.called_at is not None and now - server.called_at >= 6 * visit.settings.poll
 
 
 def _note(server: Server, machine: Machine, now: datetime) -> None:

@@ -453,7 +453,9 @@ class _Pass:
 
     def _running(self, server: Server, now: datetime) -> _Step | None:
         if server.reboot_requested_at is None:
-            ledger.change(server, next_step_at=None)
+            # All is well; what failed while it was looked for is over.
+            over = {"attempts": 0, "error": "", "error_at": None} if server.attempts else {}
+            ledger.change(server, next_step_at=None, **over)
             return None
         kind = self.types.get(server.type)
         if kind is None and self._is_left_alone(server, now):

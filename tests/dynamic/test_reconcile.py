@@ -637,6 +637,65 @@ def test_a_machine_that_its_provider_gives_longer_to_stop_than_anything_may_take
     assert hanging == [("server_hanging", "one")], "but no longer"
 
 
+def test_a_machine_that_goes_down_during_its_reboot_is_replaced_before_its_time_is_over(
+    site: Site, heard: Callable[..., Heard]
+) -> None:
+    hanging = heard("server_hanging")
+    site.options(looks=10_000)
+    site.cloud.put("m-one", key="key-one", name="default-one", state="pending", boots=2)
+    row = {"name": "one", "key": "key-one", "type": "default", "provider": "folder", "machine_id": "m-one"}
+    at = {"status_changed_at": site.now, "created_at": site.now, "next_step_at": site.now, "called_at": site.now}
+    fleet.ensure(1)
+    ledger.servers().create(**row, **at, status=Status.REBOOTING.value, booted="boot-1")
+    site.cloud.put("m-one", state="stopped")
+    site.passes(6)
+    assert site.statuses() == {"rebooting": 1}, "it may be down for a moment"
+    site.passes(1)
+    assert "rebooting" not in site.statuses()
+    site.options(looks=0)
+    site.settle()
+    assert (site.statuses(), site.cloud.made, hanging) == ({"running": 1}, 1, [])
+    assert "m-one" not in site.cloud.machines
+
+
+# -- what is over -----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_was_rebooted_does_not_show_the_jobs_of_before(site: Site) -> None:
+    fleet.register_server_type(ServerType("default").drain_with(lambda server: 2, limit=MINUTE))
+    fleet.ensure(1)
+    site.settle()
+    fleet.reboot()
+    site.passes(2)
+    assert [server.jobs for server in site.servers()] == [2]
+    site.settle()
+    assert [(server.status, server.jobs) for server in site.servers()] == [("running", None)]
+
+
+def test_no_reboot_is_asked_for_any_more_of_a_server_that_goes(site: Site) -> None:
+    fleet.ensure(2)
+    site.settle()
+    one, other = site.servers()
+    fleet.reboot()
+    assert ledger.move(one, Status.STOPPING, "deleted by hand", now=site.now) is False, "changed meanwhile"
+    one.refresh_from_db()
+    assert ledger.move(one, Status.STOPPING, "deleted by hand", now=site.now)
+    site.cloud.put(other.machine_id, state="gone")
+    site.settle()
+    assert {server.reboot_requested_at for server in site.servers("deleted")} == {None}
+
+
+def test_a_server_that_is_well_again_shows_no_attempts_that_failed(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    [server] = site.servers()
+    site.cloud.put(server.machine_id, fleet="a list that is cut short")
+    site.cloud.fail("has_been_deleted", "lost", times=3)
+    site.passes(14)
+    server.refresh_from_db()
+    assert (server.status, server.attempts, server.error) == ("running", 0, "")
+
+
 # -- what hangs -------------------------------------------------------------------------------------------------------
 
 
