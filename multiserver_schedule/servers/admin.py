@@ -247,13 +247,16 @@ class ServerAdmin(ReadOnlyAdmin):
     def _asked_first(self, request: HttpRequest, verb: str, names: Sequence[str]) -> HttpResponse:
         request.current_app = self.admin_site.name
         rows = {row.name: row for row in ledger.servers().filter(name__in=names)}
+        servers = [rows[name] for name in names if name in rows]
         label = VERBS[verb][0]
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": label,
             "verb": verb,
-            "servers": [rows[name] for name in names if name in rows],
+            "servers": servers,
+            "drained": [server.name for server in servers if operate.has_drain(server.type)],
+            "broken_off": [server.name for server in servers if not operate.has_drain(server.type)],
             "act_url": self._url(_url_of(verb)),
             "back_url": self._back_to(names),
         }

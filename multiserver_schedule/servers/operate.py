@@ -352,11 +352,21 @@ def makes_sense(verb: str, status: str) -> bool:
     return status in _RETIRED if verb == "retire" else status not in (Status.RUNNING, Status.DELETED)
 
 
+def has_drain(type: str) -> bool:
+    """Does anything let the work of such servers end before they are stopped or rebooted?"""
+    kind = types.known().get(type)
+    return kind is not None and kind.drain is not None
+
+
 _Deed = Callable[["Server", datetime], Done]
 
 
 def drain(names: Iterable[str], by: str) -> list[Done]:
-    """Have running servers take no more work, end what they do, and be deleted. Raises Refused: no such server."""
+    """
+    Have running servers take no more work, end what they do, and be deleted. Raises Refused: no such server.
+
+    Where their type has no drain, nothing lets their work end: they are stopped at the next look.
+    """
 
     def one(server: Server, now: datetime) -> Done:
         if server.status == Status.RUNNING:
@@ -381,6 +391,11 @@ def reboot(names: Iterable[str], by: str) -> list[Done]:
             return Done(server.name, server.status, "a reboot was asked for already", False)
         if server.status == Status.RUNNING:
             said = f"it is rebooted at the next look at {server.provider}"
+            if has_drain(server.type):
+                said = (
+                    f"it takes no more work from the next look at {server.provider} on, and is rebooted when it has "
+                    "ended what it does"
+                )
             return _changed(server, said, reason=reason, reboot_requested_at=now, next_step_at=now)
         return _changed(server, "it is rebooted once it is up", reason=reason, reboot_requested_at=now)
 
@@ -494,7 +509,12 @@ def _refused(server: Server, instead: dict[Status, str]) -> Done:
 
 
 def _ends_its_work(server: Server, now: datetime) -> str:
-    return f"it takes no more work, and is deleted when it has ended what it does; {_replaced(server, now)}"
+    if has_drain(server.type):
+        return f"it takes no more work, and is deleted when it has ended what it does; {_replaced(server, now)}"
+    return (
+        f"the type {server.type} has no drain: it is stopped and deleted from the next look at {server.provider} on, "
+        f"and what it does is broken off; {_replaced(server, now)}"
+    )
 
 
 def _replaced(server: Server, now: datetime) -> str:

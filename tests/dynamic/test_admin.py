@@ -227,6 +227,18 @@ def test_one_is_asked_before_a_server_is_ended_and_then_it_is_and_it_is_logged(a
     assert "another one is made in its place" in entry.change_message
 
 
+@pytest.mark.parametrize(("verb", "then"), [("drain", "stopped and deleted then"), ("reboot", "rebooted then")])
+def test_the_page_that_asks_says_whose_work_is_broken_off(anna: Client, verb: str, then: str) -> None:
+    types.register(types.ServerType("gentle").drain_with(lambda server: 1))
+    make("gentle-1", type="gentle"), make("default-1")
+    asked = text_of(anna.get(ACT[verb], {"server": ["gentle-1", "default-1"]}))
+    assert f"end what they do (up to the limit of their type), and are {then}: gentle-1" in asked
+    assert "is broken off: default-1" in asked
+    only = text_of(anna.get(ACT[verb], {"server": "gentle-1"}))
+    assert "end what they do" in only and "broken off" not in only
+    assert "end what they do" not in text_of(anna.get(ACT[verb], {"server": "default-1"}))
+
+
 def test_a_reboot_and_a_retry_are_asked_for_and_logged(anna: Client) -> None:
     running, starting = make("default-1"), make("default-2", Status.STARTING, attempts=4)
     assert "default-1: it is rebooted at the next look at a." in act(anna, "reboot", "default-1")
@@ -323,7 +335,7 @@ def test_looking_and_forging_do_nothing() -> None:
 def test_it_works_where_each_request_is_a_transaction(anna: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
     server = make("default-1")
-    assert "takes no more work" in act(anna, "drain", "default-1")
+    assert "what it does is broken off" in act(anna, "drain", "default-1")
     assert again(server).status == "draining"
 
 

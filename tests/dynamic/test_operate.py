@@ -193,6 +193,20 @@ def test_what_is_refused_says_what_to_do_instead() -> None:
     assert said["s-hanging"] == "it was not heard of in time, and is cleaned up"
 
 
+def test_one_is_promised_an_end_of_the_work_only_where_the_type_has_a_drain() -> None:
+    types.register(ServerType("gentle").drain_with(lambda server: 1))
+    make("one"), make("two", type="gentle"), make("three"), make("four", type="gentle")
+    said = {each.name: each.said for each in operate.drain(["one", "two"], by="anna")}
+    assert said["one"].startswith("the type default has no drain: it is stopped and deleted from the next look at a on")
+    assert ", and what it does is broken off; " in said["one"]
+    assert said["two"].startswith("it takes no more work, and is deleted when it has ended what it does; ")
+    said = {each.name: each.said for each in operate.reboot(["three", "four"], by="anna")}
+    assert said["three"] == "it is rebooted at the next look at a"
+    assert said["four"] == (
+        "it takes no more work from the next look at a on, and is rebooted when it has ended what it does"
+    )
+
+
 @pytest.mark.parametrize(("wanted", "replaced"), [(2, True), (1, False)])
 def test_one_is_told_whether_another_is_made_in_its_place(wanted: int, replaced: bool) -> None:
     fleet.ensure(wanted)

@@ -50,7 +50,7 @@ class Command(VerbCommand):
         reboot.add_argument("--type", metavar="TYPE", help="all of this type")
 
         for name, help in (
-            ("drain", "let servers end their work, and delete them then"),
+            ("drain", "let servers end their work, if their type has a drain, and delete them then"),
             ("delete", "have servers deleted at their provider now, whatever they still do"),
             ("retry", "try the next step of servers now, as if none had failed"),
         ):
