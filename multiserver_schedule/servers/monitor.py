@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -53,6 +53,9 @@ class _Ask:
     asked: int | None = None
     why: str = ""
     load: Load | None = None
+    """That of all sources together."""
+    loads: Sequence[Load] = ()
+    """That of each."""
     trouble: str = ""
 
 
@@ -66,7 +69,7 @@ def _monitor(now: datetime, *, dry: bool) -> list[Monitored]:
         ask = asks.get(name, _Ask())
         before = there.targets.get(name)
         was = before.wanted if before else kind.policy.minimum if kind else 0
-        busy = _busy(ask.load, servers)
+        busy = _busy(ask.loads, servers)
         decided = _decide(name, kind, ask, busy, now, dry=dry)
         planned = there.plan(name, wanted=decided.wanted, busy=busy)
         there = there.after(planned.plan)
@@ -130,15 +133,15 @@ def _ask(kind: ServerType) -> _Ask:
             )
         return _Ask(trouble=trouble)
     if answer is None:
-        return _Ask(load=load, trouble="its load does not tell what its rules ask for")
+        return _Ask(load=load, loads=loads, trouble="its load does not tell what its rules ask for")
     count, why = answer
     silent = (kind.policy.waiting_per_server is not None and any(each.waiting is None for each in loads)) or (
         bool(kind.policy.waited) and any(each.oldest is None and each.waiting != 0 for each in loads)
     )
     if silent and count < wanted:
         # What one queue does not tell may be much.
-        return _Ask(wanted, f"{why}, and not every source tells all: no fewer than now", load)
-    return _Ask(count, why, load)
+        return _Ask(wanted, f"{why}, and not every source tells all: no fewer than now", load, loads)
+    return _Ask(count, why, load, loads)
 
 
 def _load_of(source: Source) -> Load:
@@ -181,17 +184,22 @@ def _is_news(trouble: str, *types: str) -> bool:
     return not any(decision is not None and decision.why == _stays(trouble) for decision in last)
 
 
-def _busy(load: Load | None, servers: Collection[str]) -> dict[str, int] | None:
+def _busy(loads: Sequence[Load], servers: Collection[str]) -> dict[str, int] | None:
     """
     Return how many jobs each of these servers runs, as far as it is known; None where nobody told a load.
 
-    One that the load does not name is idle only where those that it names have all the jobs that run: workers may bear
-    other names than their servers, and all of these would seem to do nothing.
+    One that not every load names is idle only where each load tells what runs, and those that are named have all of it:
+    workers may bear other names than their servers, and a queue that does not tell may have them do anything.
     """
-    if load is None:
+    if not loads:
         return None
-    busy = {name: load.busy[name] for name in servers if name in load.busy}
-    if load.running is not None and sum(busy.values()) >= load.running:
+    busy = {}
+    for name in servers:
+        jobs = sum(load.busy.get(name, 0) for load in loads)
+        if jobs or all(name in load.busy for load in loads):
+            busy[name] = jobs
+    running = [load.running for load in loads if load.running is not None]
+    if len(running) == len(loads) and sum(busy.values()) >= sum(running):
         busy = {name: busy.get(name, 0) for name in servers}
     return busy
 

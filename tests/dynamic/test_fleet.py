@@ -529,16 +529,18 @@ def test_a_source_that_tells_nothing_keeps_the_count_from_falling(site: Site) ->
     assert site.monitor()[0].wanted == 0
 
 
-def let_go(site: Site, load: Load) -> str:
-    """Have three servers of a type, of which the load then needs one, and return why the first of two is let go."""
-    loads = [Load(waiting=3)]
+def let_go(site: Site, *told_then: Load) -> str:
+    """Have three servers of a type, of which the loads then need one, and return why the first of two is let go."""
+    loads = [Load(waiting=3), Load(waiting=0)]
     kind = ServerType("w").between(1, 3).stabilization(down=timedelta(0))
-    fleet.register_server_type(kind.scale_on(lambda: loads[0], waiting_per_server=1))
+    sources = [lambda: loads[0], lambda: loads[1]]
+    fleet.register_server_type(kind.scale_on(*sources[: len(told_then)], waiting_per_server=1))
     site.monitor()
     site.settle()
     named = [server.name for server in site.servers("running")]
-    busy = {named[int(name)] if name.isdigit() else name: jobs for name, jobs in load.busy.items()}
-    loads[0] = replace(load, busy=busy)
+    for number, load in enumerate(told_then):
+        busy = {named[int(name)] if name.isdigit() else name: jobs for name, jobs in load.busy.items()}
+        loads[number] = replace(load, busy=busy)
     (told,) = [each for each in site.monitor() if each.type == "w"]
     return told.plan.drains[0].why
 
@@ -557,6 +559,22 @@ def let_go(site: Site, load: Load) -> str:
 )
 def test_a_server_is_idle_only_where_that_is_known(site: Site, load: Load, said: str) -> None:
     assert said in let_go(site, load)
+
+
+@pytest.mark.parametrize(
+    ("loads", "said"),
+    [
+        ((Load(waiting=0), Load(waiting=0, running=0)), "its jobs are not known"),
+        ((Load(waiting=0), Load(waiting=0, running=0, busy={"0": 0, "1": 0, "2": 0})), "its jobs are not known"),
+        ((Load(waiting=0, running=1), Load(waiting=0, running=0, busy={"0": 0})), "its jobs are not known"),
+        ((Load(waiting=0, running=1, busy={"0": 1}), Load(waiting=0, running=0)), "idle"),
+        ((Load(waiting=0, busy={"0": 0}), Load(waiting=0, busy={"0": 0})), "idle"),
+    ],
+)
+def test_a_server_is_idle_only_where_each_of_several_queues_says_so(
+    site: Site, loads: tuple[Load, Load], said: str
+) -> None:
+    assert said in let_go(site, *loads)
 
 
 def test_a_type_without_a_maximum_never_wants_more_than_its_provider_may_have(site: Site) -> None:
