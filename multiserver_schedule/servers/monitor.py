@@ -147,7 +147,7 @@ def _ask(kind: ServerType) -> _Ask:
 def _load_of(source: Source) -> Load:
     load: object = source()
     if not isinstance(load, Load):
-        raise TypeError(f"{source!r} should return a Load, such as Load(waiting=12), not {load!r}.")
+        raise TypeError(f"{types.name_of(source)} should return a Load, such as Load(waiting=12), not {load!r}.")
     return load
 
 

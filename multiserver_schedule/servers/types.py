@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from django.utils.module_loading import import_string
@@ -242,6 +243,16 @@ def resolved(value: Any, options: Mapping[str, Any]) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [resolved(inner, options) for inner in value]
     return value
+
+
+def name_of(source: object) -> str:
+    """Return how a source calls itself, or else where it is found: a place in memory is another one in each process."""
+    while isinstance(source, partial):
+        source = source.func
+    if " at 0x" not in (name := repr(source)):
+        return name
+    named = source if hasattr(source, "__qualname__") else type(source)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 _registered: dict[str, ServerType] = {}

@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,31 @@ def test_a_source_that_returns_no_load_leaves_its_type_as_it_is_and_no_other(
     told = {each.type: each for each in site.monitor()}
     assert (told["default"].wanted, told["big"].wanted) == (2, 3)
     assert said in told["default"].trouble
+
+
+class Waiting:
+    """A source that returns no load."""
+
+    def __call__(self) -> Any:
+        return 5
+
+
+def waiting() -> Any:
+    """Return no load."""
+    return 5
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [(waiting, "waiting"), (Waiting(), "Waiting"), (partial(waiting), "waiting"), (Waiting().__call__, "__call__")],
+)
+def test_a_source_is_named_by_where_it_is_found_so_that_each_process_says_the_same(
+    site: Site, source: Any, name: str
+) -> None:
+    fleet.register_server_type(ServerType("default").scale_on(source, waiting_per_server=10))
+    [told] = site.monitor()
+    assert re.search(rf"TypeError: \S*\b{name} should return a Load", told.trouble), told.trouble
+    assert " at 0x" not in told.trouble
 
 
 def test_a_trouble_that_stays_the_same_is_logged_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
