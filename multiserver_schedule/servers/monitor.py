@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
+
+from django.db import connections
+
+from multiserver_schedule.logs import distance
 
 from . import conf, fleet, ledger, planner, types
 from .demand import Decision, Standing, asked, decide
@@ -17,6 +23,8 @@ from .types import ServerType, Source
 
 logger = logging.getLogger("multiserver_schedule.servers")
 
+ANSWERS_WITHIN: Final = timedelta(seconds=30)
+"""So long an answer is waited for. A run asks twice, one after the other, and is killed after five minutes."""
 _TRIES: Final = 5
 _GAP: Final = 3
 """After so many times MONITOR_EVERY without an answer, nobody knows what would have been asked for in between."""
@@ -92,12 +100,18 @@ def _monitor(now: datetime, *, dry: bool) -> list[Monitored]:
 
 
 def _asks() -> dict[str, _Ask]:
-    """Ask everybody how many servers there should be. Whoever raises is logged, and then nothing is asked for."""
+    """
+    Ask everybody how many servers there should be. Whoever raises is logged, and then nothing is asked for.
+
+    Each is asked in a thread of its own, and all sources at once: one that hangs is the trouble of its types alone.
+    """
     asks: dict[str, _Ask] = {}
     trouble = ""
     kinds = types.known()
     try:
-        determined = fleet.determined(fleet) or {}
+        asking = _begun(lambda: fleet.determined(fleet))
+        wait([asking], ANSWERS_WITHIN.total_seconds())
+        determined = _answer(asking, "it") or {}
     except Exception as error:
         trouble = f"determine_server_count: {told(error)}"
         if _is_news(trouble, *(name for name, kind in kinds.items() if not kind.sources)):
@@ -105,22 +119,59 @@ def _asks() -> dict[str, _Ask]:
                 "What determine_server_count was given failed, and the counts stay as they are.\n%s", traced(error)
             )
         determined = {}
+    begun: dict[int, Future[Any]] = {}
+    for name, kind in kinds.items():
+        for source in () if name in determined else kind.sources:
+            # One that several types have is asked once: nobody has promised that two threads may ask it at once.
+            if id(source) not in begun:
+                begun[id(source)] = _begun(source)
+    wait(begun.values(), ANSWERS_WITHIN.total_seconds())
     for name, kind in kinds.items():
         if name in determined:
             asks[name] = _Ask(determined[name], "determine_server_count asks for it")
         elif kind.sources:
-            asks[name] = _ask(kind)
+            asks[name] = _ask(kind, begun)
         elif trouble:
             asks[name] = _Ask(trouble=trouble)
     return asks
 
 
-def _ask(kind: ServerType) -> _Ask:
+def _begun(call: Callable[[], Any]) -> Future[Any]:
+    """Begin to ask, and return what the answer or error will be in. Who hangs is not waited for, nor by the process."""
+    future: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            try:
+                answer = call()
+            finally:
+                # It is a project's own code, and may ask the database: the connection is this thread's.
+                connections.close_all()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)
+
+    threading.Thread(target=ask, name="servers-load", daemon=True).start()
+    return future
+
+
+def _answer(future: Future[Any], who: str) -> Any:
+    """Return what was answered. Raises what was raised, and TimeoutError where nothing has been answered by now."""
+    if not future.done():
+        raise TimeoutError(f"{who} did not answer within {distance(ANSWERS_WITHIN)}")
+    error = future.exception()
+    if error is not None and not isinstance(error, Exception):
+        raise RuntimeError(f"{who} raised {type(error).__name__}") from error
+    return future.result()
+
+
+def _ask(kind: ServerType, begun: Mapping[int, Future[Any]]) -> _Ask:
     row = ledger.targets().filter(type=kind.name).first()
     wanted = row.wanted if row else kind.policy.minimum
     try:
         # Whatever a source returns is its own trouble, and that of no other type.
-        loads = [_load_of(source) for source in kind.sources]
+        loads = [_load_of(source, begun[id(source)]) for source in kind.sources]
         load = sum(loads[1:], loads[0])
         answer = asked(load, kind.policy, wanted)
     except Exception as error:
@@ -144,10 +195,11 @@ def _ask(kind: ServerType) -> _Ask:
     return _Ask(count, why, load, loads)
 
 
-def _load_of(source: Source) -> Load:
-    load: object = source()
+def _load_of(source: Source, begun: Future[Any]) -> Load:
+    name = types.name_of(source)
+    load: object = _answer(begun, name)
     if not isinstance(load, Load):
-        raise TypeError(f"{types.name_of(source)} should return a Load, such as Load(waiting=12), not {load!r}.")
+        raise TypeError(f"{name} should return a Load, such as Load(waiting=12), not {load!r}.")
     return load
 
 

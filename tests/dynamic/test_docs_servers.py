@@ -24,7 +24,19 @@ from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
 
 from multiserver_schedule.declare import registry
-from multiserver_schedule.servers import checks, conf, fleet, ledger, observe, plan, providers, signals, types, visit
+from multiserver_schedule.servers import (
+    checks,
+    conf,
+    fleet,
+    ledger,
+    monitor,
+    observe,
+    plan,
+    providers,
+    signals,
+    types,
+    visit,
+)
 from multiserver_schedule.servers.demand import Policy
 from multiserver_schedule.servers.drains.term import TermDrain
 from multiserver_schedule.servers.entries import Load, ServerInfo
@@ -328,6 +340,7 @@ def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
     assert types.ServerType("x").drain_limit == timedelta(minutes=10) and "ten minutes, unless you say" in PROSE
     assert types.ServerType("x").billing_period == timedelta(hours=1)
     assert ProcessProvider.stop_timeout == timedelta(minutes=1) and "a ``timedelta``, a minute" in PROSE
+    assert timedelta(seconds=30) == monitor.ANSWERS_WITHIN and "does not answer within 30 seconds" in PROSE
     assert timedelta(seconds=30) == observe.GONE_AFTER and "missing for 30 seconds" in PROSE
     assert timedelta(minutes=10) == visit.MOST_BACKOFF and "up to 10 minutes" in PROSE
     assert max(visit.ANSWERS_WITHIN, 3 * BaseProvider.timeout) == timedelta(seconds=90)

@@ -6,15 +6,17 @@ import logging
 import re
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, OperationalError
+from django.db import DatabaseError, OperationalError, connections
 
 from multiserver_schedule.declare import discover_errors
 from multiserver_schedule.servers import fleet, ledger, monitor, planner, types
@@ -399,6 +401,74 @@ def test_a_load_that_cannot_be_told_leaves_its_type_as_it_is_and_no_other(site: 
     fleet.ensure(2)
     told = {each.type: each for each in site.monitor()}
     assert (told["default"].wanted, told["big"].wanted) == (2, 3)
+
+
+def hangs(*_: Any) -> Load:
+    """Hang, for as long as a test may take."""
+    Event().wait(60)
+    raise AssertionError("nobody waits for that")
+
+
+def test_a_source_that_hangs_keeps_no_other_type_from_being_decided_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "ANSWERS_WITHIN", timedelta(seconds=1))
+    for number in range(4):
+        kind = ServerType(f"a{number}").scale_on(partial(hangs, number), waiting_per_server=10)
+        fleet.register_server_type(kind)
+    fleet.register_server_type(ServerType("good").scale_on(lambda: Load(waiting=25), waiting_per_server=10))
+    began = time.monotonic()
+    told = {each.type: each for each in site.monitor()}
+    assert time.monotonic() - began < 3, "all are waited for together"
+    assert told["good"].wanted == 3
+    trouble = f"its load can't be told: TimeoutError: {hangs.__module__}.hangs did not answer within 1 s"
+    assert {told[f"a{number}"].trouble for number in range(4)} == {trouble}
+    assert ledger.last_decision("a0").why == f"{trouble}; it stays as it is"
+
+
+def test_a_callable_that_hangs_keeps_no_type_that_has_a_load_from_being_decided_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "ANSWERS_WITHIN", timedelta(seconds=1))
+    fleet.determine_server_count(hangs)
+    fleet.register_server_type(ServerType("good").scale_on(lambda: Load(waiting=25), waiting_per_server=10))
+    told = {each.type: each for each in site.monitor()}
+    assert told["default"].trouble == "determine_server_count: TimeoutError: it did not answer within 1 s"
+    assert told["good"].wanted == 3
+
+
+def test_a_source_that_leaves_the_process_leaves_its_type_as_it_is_and_no_other(site: Site) -> None:
+    fleet.register_server_type(ServerType("bad").scale_on(lambda: sys.exit(2), waiting_per_server=10))
+    fleet.register_server_type(ServerType("good").scale_on(lambda: Load(waiting=25), waiting_per_server=10))
+    told = {each.type: each for each in site.monitor()}
+    assert "raised SystemExit" in told["bad"].trouble
+    assert told["good"].wanted == 3
+
+
+def test_a_source_may_ask_the_database_and_leaves_no_connection_behind(site: Site) -> None:
+    asked = []
+
+    def source() -> Load:
+        ledger.now()
+        asked.append(connections[site.alias])
+        return Load(waiting=25)
+
+    fleet.register_server_type(ServerType("default").scale_on(source, waiting_per_server=10))
+    assert site.monitor()[0].wanted == 3
+    assert asked[0] is not connections[site.alias] and asked[0].connection is None
+
+
+def test_a_source_of_several_types_is_asked_once_at_a_time(site: Site) -> None:
+    asked = []
+
+    def source() -> Load:
+        asked.append(1)
+        return Load(waiting=25)
+
+    for name in ("one", "two"):
+        fleet.register_server_type(ServerType(name).scale_on(source, waiting_per_server=10))
+    assert {each.wanted for each in site.monitor() if each.type != "default"} == {3}
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
