@@ -236,7 +236,7 @@ class ServerAdmin(ReadOnlyAdmin):
             tools = [
                 (label, f"{self._url(_url_of(verb))}?server={server.name}")
                 for verb, (label, _permission, _deed) in VERBS.items()
-                if self.may(request, verb) and operate.makes_sense(verb, server.status)
+                if self.may(request, verb) and operate.makes_sense(verb, server)
             ]
         return super().change_view(request, object_id, form_url, {**(extra_context or {}), "tools": tools})
 
@@ -273,7 +273,7 @@ class ServerAdmin(ReadOnlyAdmin):
             return
         rows = {row.name: row for row in ledger.servers().filter(name__in=names)}
         for each in done:
-            said = f"{label}: {each.name}: {each.said}."
+            said = f"{label}: {each.name}: {each.said.rstrip('.')}."
             if each.done and each.name in rows:
                 self.log_change(request, rows[each.name], f"{label}: {each.said}.")
             self.message_user(request, said, messages.SUCCESS if each.done else messages.WARNING)

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from multiserver_schedule.declare import Broken, discover_errors
 
-from . import ledger, types
+from . import conf, ledger, types
 from .demand import MOST
 from .exceptions import FleetError
 from .hiding import told
@@ -97,12 +97,13 @@ def reboot(type: str | None = None) -> int:
     """
     Have all servers of a type rebooted, or of all types; return how many will be.
 
-    One that starts, or reboots already, does it as soon as it is up. Raises FleetError where there is no such type.
+    One that starts, or reboots already, does it as soon as it is up; one whose provider is in the settings no more,
+    never. Raises FleetError where there is no such type.
     """
     if type is not None:
         _kind(type)
     now = ledger.now()
-    rows = ledger.servers().filter(status__in=_REBOOTABLE)
+    rows = ledger.servers().filter(status__in=_REBOOTABLE, provider__in=conf.load().providers)
     if type is not None:
         rows = rows.filter(type=type)
     count = 0

@@ -287,11 +287,15 @@ def words_of_stranded(provider: str, count: int) -> str:
     They count as they did: their machines may work, and be billed. Were they replaced, a deploy in the midst of which
     half of the schedulers know a provider would make each of its servers twice.
     """
-    are = f"{count} server{' is' if count == 1 else 's are'}"
+    if count == 1:
+        are, so = "1 server is", "nobody ends its machine, and it counts as if it worked"
+        close = "the machine is gone, and close its row"
+    else:
+        are, so = f"{count} servers are", "nobody ends their machines, and they count as if they worked"
+        close = "the machines are gone, and close their rows"
     return (
-        f"{are} at {provider}, which is in the settings no more: nothing can be asked of it, so nobody ends their "
-        "machines, and they count as if they worked. Put it back, under whichever name; or see yourself that the "
-        "machines are gone, and close the rows by `manage.py servers delete`."
+        f"{are} at {provider}, which is in the settings no more: nothing can be asked of it, so {so}. Put it back, "
+        f"under whichever name; or see yourself that {close} by `manage.py servers delete`."
     )
 
 
@@ -343,8 +347,11 @@ class Done:
     done: bool
 
 
-def makes_sense(verb: str, status: str) -> bool:
-    """May this be done to a server of this status?"""
+def makes_sense(verb: str, server: Server) -> bool:
+    """May this be done to this server, as it stands?"""
+    status = server.status
+    if verb != "retire" and _is_stranded(server):
+        return False
     if verb == "drain":
         return status == Status.RUNNING
     if verb == "reboot":
@@ -369,6 +376,8 @@ def drain(names: Iterable[str], by: str) -> list[Done]:
     """
 
     def one(server: Server, now: datetime) -> Done:
+        if _is_stranded(server):
+            return _left(server)
         if server.status == Status.RUNNING:
             return _moved(server, Status.DRAINING, "drained by hand", _ends_its_work(server, now), now=now, by=by)
         instead = {
@@ -385,6 +394,8 @@ def reboot(names: Iterable[str], by: str) -> list[Done]:
     """Reboot servers: those that start or reboot now, once they are up. Raises Refused: no such server."""
 
     def one(server: Server, now: datetime) -> Done:
+        if _is_stranded(server):
+            return _left(server)
         if server.status not in _REBOOTED:
             return _refused(server, {Status.NEW: "it has not been begun, and so has nothing to reboot"})
         if server.reboot_requested_at:
@@ -452,6 +463,8 @@ def retry(names: Iterable[str], by: str) -> list[Done]:
     def one(server: Server, now: datetime) -> Done:
         if server.status in (Status.RUNNING, Status.DELETED):
             return Done(server.name, server.status, f"it is {server.status}: there is no step to take", False)
+        if _is_stranded(server):
+            return _left(server)
         done = _changed(
             server, f"its next step is tried at the next look at {server.provider}", next_step_at=now, attempts=0
         )
@@ -493,6 +506,19 @@ def _overtaken(server: Server) -> Done:
     status = ledger.servers().filter(pk=server.pk).values_list("status", flat=True).first()
     said = f"it was changed meanwhile, and is {status} now; look, and ask again"
     return Done(server.name, status or Status.DELETED, said, False)
+
+
+def _is_stranded(server: Server) -> bool:
+    """Is its provider in the settings no more, so that nobody will take its next step?"""
+    return server.status != Status.DELETED and server.provider not in conf.load().providers
+
+
+def _left(server: Server) -> Done:
+    """Say why nothing can be done to it."""
+    if server.status != Status.NEW:
+        return Done(server.name, server.status, words_of_stranded(server.provider, 1), False)
+    said = f"it has not been begun, and {server.provider} is in the settings no more: delete it instead"
+    return Done(server.name, server.status, said, False)
 
 
 def _refused(server: Server, instead: dict[Status, str]) -> Done:

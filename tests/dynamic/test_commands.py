@@ -295,6 +295,11 @@ def test_a_reboot_of_a_type_is_of_that_type_alone() -> None:
     assert refused("reboot", "--type", "bug")[1] == 1
 
 
+def test_a_reboot_of_all_counts_none_whose_provider_is_in_the_settings_no_more() -> None:
+    make("default-1"), make("default-2", provider="gone")
+    assert call("reboot") == ("a reboot is asked for of 1 server\n", "", 0)
+
+
 def test_a_reboot_of_some_is_of_those_alone() -> None:
     one, two = make("default-1"), make("default-2")
     out, _, status = call("reboot", "default-2")

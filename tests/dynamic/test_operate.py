@@ -259,6 +259,33 @@ def test_a_step_that_failed_is_tried_again_at_once() -> None:
     assert (b.not_before, b.next_look_at) == (later, later)
 
 
+@on_every_database
+@pytest.mark.parametrize("verb", [operate.drain, operate.reboot, operate.retry])
+def test_nothing_is_promised_of_a_provider_that_is_in_the_settings_no_more(verb: Any) -> None:
+    servers = [make(f"s-{status}", status, provider="gone") for status in (Status.RUNNING, Status.STARTING)]
+    if verb is operate.retry:
+        ledger.servers().filter(name="s-running").update(status=Status.STOPPING)
+    done = verb([server.name for server in servers], by="anna")
+    said = (
+        "1 server is at gone, which is in the settings no more: nothing can be asked of it, so nobody ends its "
+        "machine, and it counts as if it worked. Put it back, under whichever name; or see yourself that the machine "
+        "is gone, and close its row by `manage.py servers delete`."
+    )
+    assert [(each.done, each.said) for each in done] == [(False, said)] * 2
+    assert {again(server).version for server in servers} == {0}
+    assert not any(operate.makes_sense(name, servers[0]) for name in ("drain", "reboot", "retry"))
+    assert operate.makes_sense("retire", servers[0])
+    [done_] = operate.retire(["s-running"], by="anna")
+    assert done_.done and again(servers[0]).status == Status.DELETED
+
+
+@pytest.mark.parametrize("verb", [operate.drain, operate.reboot, operate.retry])
+def test_what_was_not_begun_at_a_provider_that_is_gone_is_to_be_deleted(verb: Any) -> None:
+    make("one", Status.NEW, provider="gone")
+    [done] = verb(["one"], by="anna")
+    assert done.said == "it has not been begun, and gone is in the settings no more: delete it instead"
+
+
 @pytest.mark.parametrize("status", [Status.RUNNING, Status.DELETED])
 def test_there_is_nothing_to_retry_of_what_is_at_rest(status: Status) -> None:
     server = make("one", status)
