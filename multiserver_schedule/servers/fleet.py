@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from threading import Event
 from types import ModuleType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from django.db.models import QuerySet
 
 from multiserver_schedule.declare import Broken, discover_errors
 
@@ -22,6 +25,9 @@ from .exceptions import FleetError
 from .hiding import told
 from .states import Status
 from .types import DEFAULT, ServerType, option
+
+if TYPE_CHECKING:
+    from .models import Server
 
 __all__ = [
     "ServerType",
@@ -43,6 +49,7 @@ _asking: ContextVar[dict[str, int] | None] = ContextVar("asking", default=None)
 _determine: list[Determine] = []
 _read: Final = Event()
 _reads: Final[ContextVar[bool]] = ContextVar("reads", default=False)
+_TRIES: Final = 20
 _REBOOTABLE: Final = (Status.STARTING, Status.RUNNING, Status.REBOOTING)
 
 
@@ -106,12 +113,21 @@ def reboot(type: str | None = None) -> int:
     rows = ledger.servers().filter(status__in=_REBOOTABLE, provider__in=conf.load().providers)
     if type is not None:
         rows = rows.filter(type=type)
-    count = 0
-    for server in rows.order_by("pk"):
+    return sum(_reboot(server, rows, now) for server in rows.order_by("pk"))
+
+
+def _reboot(server: Server, rows: QuerySet[Server], now: datetime) -> bool:
+    """Ask for the reboot of one of these rows; again, where a pass has changed it meanwhile."""
+    read: Server | None = server
+    for _ in range(_TRIES):
+        if read is None:
+            return False
         # Of one that runs it is the next step; the others come to it by themselves.
-        more = {"next_step_at": now} if server.status == Status.RUNNING else {}
-        count += ledger.change(server, reboot_requested_at=now, **more)
-    return count
+        more = {"next_step_at": now} if read.status == Status.RUNNING else {}
+        if ledger.change(read, reboot_requested_at=now, **more):
+            return True
+        read = rows.filter(pk=server.pk).first()
+    raise RuntimeError(f"The server {server.name} was changed {_TRIES} times by others meanwhile; ask again.")
 
 
 def provisioned_count(type: str | None = None) -> int:

@@ -368,6 +368,28 @@ def test_one_low_load_after_hours_without_a_scheduler_ends_nothing(site: Site) -
     assert wanted == [4] * 4
 
 
+@pytest.mark.parametrize(("becomes", "count"), [(None, 2), ("draining", 1)])
+def test_a_reboot_reaches_a_server_that_a_pass_changes_at_that_moment(
+    site: Site, monkeypatch: pytest.MonkeyPatch, becomes: str | None, count: int
+) -> None:
+    fleet.ensure(2)
+    site.settle()
+    first, change = site.servers()[0], ledger.change
+    met = []
+
+    def meet(server: Any, **values: Any) -> bool:
+        if not met:
+            met.append(server.name)
+            assert change(ledger.servers().get(pk=server.pk), seen_at=site.now, status=becomes or server.status)
+        return change(server, **values)
+
+    monkeypatch.setattr(ledger, "change", meet)
+    assert fleet.reboot() == count
+    assert met == [first.name]
+    asked = {server.name for server in site.servers() if server.reboot_requested_at}
+    assert (len(asked), first.name in asked) == (count, becomes is None), "of one that is let go, none"
+
+
 def test_an_order_from_a_person_is_not_damped(site: Site) -> None:
     fleet.ensure(4)
     site.settle()
