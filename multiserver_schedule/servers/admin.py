@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, IntegerField, OuterRef, QuerySet, Subquery
+from django.db.models import Count, IntegerField, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -291,8 +291,8 @@ def _names(queryset: QuerySet[Server]) -> list[str]:
     return list(queryset.values_list("name", flat=True))
 
 
-def _count(*statuses: Status) -> Coalesce:
-    servers = ledger.servers().filter(type=OuterRef("type"), status__in=statuses).order_by()
+def _count(which: Q) -> Coalesce:
+    servers = ledger.servers().filter(which, type=OuterRef("type")).order_by()
     counted = servers.values("type").annotate(n=Count("pk")).values("n")
     return Coalesce(Subquery(counted, output_field=IntegerField()), 0)
 
@@ -324,7 +324,11 @@ class TargetAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Target]:
         """Count the servers of each type."""
         rows: QuerySet[Target] = super().get_queryset(request)
-        counted: QuerySet[Target] = rows.annotate(n_running=_count(Status.RUNNING), n_provisioned=_count(*PROVISIONED))
+        # One that is drained for a reboot comes back.
+        back = Q(status=Status.DRAINING, reboot_requested_at__isnull=False)
+        counted: QuerySet[Target] = rows.annotate(
+            n_running=_count(Q(status=Status.RUNNING)), n_provisioned=_count(Q(status__in=PROVISIONED) | back)
+        )
         return counted
 
     @admin.display(description=_("running"), ordering="n_running")

@@ -98,9 +98,9 @@ class TypeLine:
     """When ``wanted`` changed last."""
     running: int
     provisioned: int
-    """Running, or on their way to."""
+    """Running, or on their way to; so is one that is drained for a reboot."""
     leaving: int
-    """Draining, stopping, being deleted in order."""
+    """Draining for good, stopping, being deleted in order."""
     errored: int
     """Errored or hanging: being cleaned up, and perhaps billed."""
     short_since: datetime | None
@@ -160,17 +160,13 @@ def type_lines(type: str | None = None) -> list[TypeLine]:
     discover_errors()
     known = types.known()
     wanted = {row.type: row for row in ledger.targets()}
-    counted: dict[str, dict[str, int]] = {}
-    for row in (
-        ledger.servers().exclude(status=Status.DELETED).order_by().values("type", "status").annotate(n=Count("pk"))
-    ):
-        counted.setdefault(row["type"], {})[row["status"]] = row["n"]
+    there = ledger.servers().exclude(status=Status.DELETED).order_by().values_list("type", flat=True).distinct()
     now = ledger.now()
     lines = []
-    for name in sorted({*known, *wanted, *counted}):
+    for name in sorted({*known, *wanted, *there}):
         if type not in (None, name):
             continue
-        registered, target, counts = known.get(name), wanted.get(name), counted.get(name, {})
+        registered, target, counts = known.get(name), wanted.get(name), ledger.counts(name)
         last = ledger.last_decision(name)
         lines.append(
             TypeLine(
@@ -353,7 +349,7 @@ def makes_sense(verb: str, server: Server) -> bool:
     if verb != "retire" and _is_stranded(server):
         return False
     if verb == "drain":
-        return status == Status.RUNNING
+        return status == Status.RUNNING or _comes_back(server)
     if verb == "reboot":
         return status in _REBOOTED
     return status in _RETIRED if verb == "retire" else status not in (Status.RUNNING, Status.DELETED)
@@ -380,6 +376,10 @@ def drain(names: Iterable[str], by: str) -> list[Done]:
             return _left(server)
         if server.status == Status.RUNNING:
             return _moved(server, Status.DRAINING, "drained by hand", _ends_its_work(server, now), now=now, by=by)
+        if _comes_back(server):
+            # What it was told already holds; it is its reboot that is taken back.
+            said, reason = _ends_its_work(server, now), f"drained by hand, by {by}: it is not rebooted any more"
+            return _changed(server, f"it is not rebooted any more: {said}", reason=reason, reboot_requested_at=None)
         instead = {
             Status.NEW: "it has not been begun: delete it instead",
             Status.STARTING: "it does no work yet: delete it instead",
@@ -396,6 +396,9 @@ def reboot(names: Iterable[str], by: str) -> list[Done]:
     def one(server: Server, now: datetime) -> Done:
         if _is_stranded(server):
             return _left(server)
+        if _comes_back(server):
+            said = "a reboot was asked for already: it comes when it has ended what it does"
+            return Done(server.name, server.status, said, False)
         if server.status not in _REBOOTED:
             return _refused(server, {Status.NEW: "it has not been begun, and so has nothing to reboot"})
         if server.reboot_requested_at:
@@ -439,7 +442,8 @@ def retire(names: Iterable[str], by: str) -> list[Done]:
         else:
             doing = "stopped and deleted" if to is Status.STOPPING else "deleted"
             said = f"its machine is {doing} from the next look at {server.provider} on"
-        return _moved(server, to, "deleted by hand", f"{said}; {_replaced(server, now)}", now=now, by=by)
+        said = f"{said}; {_replaced(server, now)}"
+        return _moved(server, to, "deleted by hand", said, now=now, by=by, reboot_requested_at=None)
 
     return _each(names, one)
 
@@ -490,8 +494,8 @@ def _each(names: Iterable[str], deed: _Deed) -> list[Done]:
     return [deed(rows[name], now) for name in names]
 
 
-def _moved(server: Server, to: Status, reason: str, said: str, *, now: datetime, by: str) -> Done:
-    if ledger.move(server, to, f"{reason}, by {by}", now=now, by=by):
+def _moved(server: Server, to: Status, reason: str, said: str, *, now: datetime, by: str, **values: Any) -> Done:
+    if ledger.move(server, to, f"{reason}, by {by}", now=now, by=by, **values):
         return Done(server.name, server.status, said, True)
     return _overtaken(server)
 
@@ -506,6 +510,11 @@ def _overtaken(server: Server) -> Done:
     status = ledger.servers().filter(pk=server.pk).values_list("status", flat=True).first()
     said = f"it was changed meanwhile, and is {status} now; look, and ask again"
     return Done(server.name, status or Status.DELETED, said, False)
+
+
+def _comes_back(server: Server) -> bool:
+    """Is it drained for a reboot, and not to go?"""
+    return server.status == Status.DRAINING and server.reboot_requested_at is not None
 
 
 def _is_stranded(server: Server) -> bool:
@@ -547,7 +556,7 @@ def _replaced(server: Server, now: datetime) -> str:
     """Say whether another one is made in its place: to let one go changes nothing about how many are wanted."""
     target = ledger.targets().filter(type=server.type).first()
     wanted = planner.needs_of(server.type, target, types.known().get(server.type), now=now).wanted
-    left = ledger.provisioned(ledger.counts(server.type)) - (server.status in PROVISIONED)
+    left = ledger.provisioned(ledger.counts(server.type)) - (server.status in PROVISIONED or _comes_back(server))
     if wanted <= left:
         return f"none is made in its place, since {wanted} of its type are wanted, and {left} are left"
     return (

@@ -154,6 +154,12 @@ def test_a_type_is_shown_with_what_is_wanted_and_what_there_is(root: Client) -> 
     assert "fleet.ensure(3)" in text_of(root.get(f"{TARGETS}{ledger.target('default').pk}/change/"))
 
 
+def test_one_that_is_drained_for_a_reboot_counts_as_one_that_comes_back(root: Client) -> None:
+    fleet.ensure(2)
+    make("default-1"), make("default-2", Status.DRAINING, reboot_requested_at=ledger.now())
+    assert re.search(r"default 2 1 2 [\d-]+ [\d:]+ fleet\.ensure\(2\)", text_of(root.get(TARGETS)))
+
+
 # -- the picture ------------------------------------------------------------------------------------------------------
 
 

@@ -242,6 +242,42 @@ def test_a_reboot_is_asked_for_of_what_runs_and_of_what_will() -> None:
 
 
 @on_every_database
+def test_one_that_is_drained_for_a_reboot_counts_and_comes_back() -> None:
+    fleet.ensure(2)
+    make("one"), make("two", Status.DRAINING, reboot_requested_at=ledger.now()), make("three", Status.DRAINING)
+    [line] = operate.type_lines("default")
+    assert (line.running, line.provisioned, line.leaving) == (1, 2, 1)
+    assert line.provisioned == fleet.provisioned_count("default")
+    [done] = operate.reboot(["two"], by="anna")
+    assert (done.done, done.said) == (False, "a reboot was asked for already: it comes when it has ended what it does")
+
+
+@on_every_database
+def test_one_that_is_drained_for_a_reboot_and_then_by_hand_goes_for_good() -> None:
+    types.register(ServerType("gentle").drain_with(lambda server: 1))
+    fleet.ensure(2, "gentle")
+    make("one", type="gentle")
+    server = make("two", Status.DRAINING, type="gentle", reboot_requested_at=ledger.now())
+    assert operate.makes_sense("drain", server)
+    [done] = operate.drain(["two"], by="anna")
+    assert done.done and done.said.startswith("it is not rebooted any more: it takes no more work, and is deleted when")
+    assert "another one is made in its place" in done.said
+    server = again(server)
+    assert (server.status, server.reboot_requested_at) == ("draining", None)
+    assert server.reason == "drained by hand, by anna: it is not rebooted any more"
+    assert not operate.makes_sense("drain", server)
+    assert operate.drain(["two"], by="anna")[0].said == "it is draining already, and on its way out"
+
+
+def test_one_that_is_drained_for_a_reboot_and_then_deleted_is_replaced() -> None:
+    fleet.ensure(1)
+    server = make("one", Status.DRAINING, reboot_requested_at=ledger.now())
+    [done] = operate.retire(["one"], by="anna")
+    assert "another one is made in its place" in done.said
+    assert again(server).reboot_requested_at is None
+
+
+@on_every_database
 def test_a_step_that_failed_is_tried_again_at_once() -> None:
     later = ledger.now() + HOUR
     server = make("one", Status.STARTING, next_step_at=later, attempts=5, error="timed out")
