@@ -333,11 +333,11 @@ def _type(name: str) -> types.ServerType:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done to one server, or why it was not."""
+    """What was done to one server, provider or type, or why it was not."""
 
     name: str
     status: str
-    """After it."""
+    """Of the server, after it."""
     said: str
     """What happens now, or why nothing does: a sentence."""
     done: bool
@@ -480,6 +480,43 @@ def retry(names: Iterable[str], by: str) -> list[Done]:
     done = _each(names, one)
     ledger.providers().filter(name__in=looked_at).update(version=F("version") + 1, not_before=None, next_look_at=None)
     return done
+
+
+def retry_provider(name: str, by: str) -> list[Done]:
+    """
+    Call a provider at the next look, as if nothing had failed there, and begin what waits for it.
+
+    Raises FleetError where there is no such provider.
+    """
+    conf.provider(name)
+    row, now = ledger.providers().filter(name=name).first(), ledger.now()
+    # Of these nothing was asked there, so that no call can be under way.
+    waiting = ledger.servers().filter(provider=name, status=Status.NEW, next_step_at__gt=now)
+    moments = [row.not_before, row.next_look_at] if row else []
+    if not waiting.exists() and not any(moment and moment > now for moment in moments):
+        return [Done(name, "", "nothing waits for it: it is called whenever there is something to do", False)]
+    waiting.update(version=F("version") + 1, next_step_at=now, attempts=0)
+    ledger.providers().filter(name=name).update(
+        version=F("version") + 1, not_before=None, next_look_at=None, failures=0
+    )
+    logger.info("The provider %s is called again at once, as %s asked for.", name, by)
+    return [Done(name, "", "it is called at the next look, and what waits for it is begun", True)]
+
+
+def retry_type(name: str, by: str) -> list[Done]:
+    """
+    Let servers of a type be made again at the next look, although its last ones were up and soon down again.
+
+    Raises FleetError where there is no such type.
+    """
+    _type(name)
+    row, now = ledger.targets().filter(type=name).first(), ledger.now()
+    if row is None or row.not_before is None or row.not_before <= now:
+        return [Done(name, "", "it does not wait: its servers are made whenever they are wanted", False)]
+    # The version, too: who plans from the row as it was would leave it waiting.
+    ledger.targets().filter(pk=row.pk).update(version=F("version") + 1, not_before=None, failures=0)
+    logger.info("Servers of the type %s are made again at once, as %s asked for.", name, by)
+    return [Done(name, "", "its servers are made again from the next look on", True)]
 
 
 def _each(names: Iterable[str], deed: _Deed) -> list[Done]:

@@ -334,6 +334,30 @@ def test_what_is_not_done_is_said_and_is_status_1() -> None:
     assert (done["name"], done["done"]) == ("default-2", True)
 
 
+def test_the_wait_of_a_provider_or_a_type_is_ended_by_its_name() -> None:
+    later = ledger.now() + HOUR
+    ledger.provider("a"), ledger.target("default")
+    ledger.providers().update(not_before=later, failures=6)
+    ledger.targets().update(not_before=later, failures=6)
+    said = "a\n    it is called at the next look, and what waits for it is begun\n"
+    assert call("retry", "--provider", "a") == (said, "", 0)
+    assert call("retry", "--provider", "a")[2] == 1
+    [done] = json.loads(call("retry", "--type", "default", "--json")[0])
+    assert (done["name"], done["done"]) == ("default", True)
+    said = "default: it does not wait: its servers are made whenever they are wanted\n"
+    assert call("retry", "--type", "default") == ("", said, 1)
+    assert refused("retry", "--provider", "aa") == (
+        "MULTISERVER_SCHEDULE_SERVERS['PROVIDERS'] has no 'aa'. Did you mean 'a'?",
+        1,
+    )
+    assert refused("retry", "--type", "defalt")[0].endswith("Did you mean 'default'?")
+    for wrong in ([], ["default-1", "--type", "default"], ["--provider", "a", "--type", "default"]):
+        assert refused("retry", *wrong) == (
+            "`servers retry` takes names of servers, --provider or --type: one of these.",
+            2,
+        )
+
+
 def test_prune_says_what_it_forgot_or_would() -> None:
     make("default-1", Status.DELETED, since=8 * DAY)
     assert call("prune", "--dry-run") == ("would forget 1 deleted server and 0 decisions\n", "", 0)

@@ -330,6 +330,52 @@ def test_there_is_nothing_to_retry_of_what_is_at_rest(status: Status) -> None:
     assert again(server).next_step_at is None
 
 
+@on_every_database
+def test_a_provider_that_was_left_alone_is_called_again_at_once_and_what_waits_for_it_is_begun() -> None:
+    later = ledger.now() + HOUR
+    waits = make("one", Status.NEW, next_step_at=later, attempts=3)
+    others = [make("two", Status.NEW, next_step_at=later, provider="b"), make("three", Status.STARTING)]
+    for name in "ab":
+        ledger.provider(name)
+    ledger.providers().update(not_before=later, next_look_at=later, trouble="no answer", failures=6)
+    [done] = operate.retry_provider("a", by="anna")
+    assert (done.name, done.said, done.done) == (
+        "a",
+        "it is called at the next look, and what waits for it is begun",
+        True,
+    )
+    a, b = ledger.provider("a"), ledger.provider("b")
+    assert (a.not_before, a.next_look_at, a.failures, a.version) == (None, None, 0, 1)
+    assert (b.not_before, b.next_look_at, b.failures, b.version) == (later, later, 6, 0)
+    waits = again(waits)
+    assert (waits.next_step_at <= ledger.now(), waits.attempts, waits.version) == (True, 0, 1)
+    assert {again(other).version for other in others} == {0}
+    [done] = operate.retry_provider("a", by="anna")
+    assert (done.done, done.said[:21]) == (False, "nothing waits for it:")
+
+
+@on_every_database
+def test_a_type_whose_servers_did_not_live_is_made_again_at_once() -> None:
+    later = ledger.now() + HOUR
+    for name in ("big", "default"):
+        assert ledger.set_back(ledger.target(name), 4, later)
+    [done] = operate.retry_type("big", by="anna")
+    assert (done.name, done.said, done.done) == ("big", "its servers are made again from the next look on", True)
+    big, default = ledger.target("big"), ledger.target("default")
+    assert (big.not_before, big.failures, big.version) == (None, 0, 2)
+    assert (default.not_before, default.failures, default.version) == (later, 4, 1)
+    [done] = operate.retry_type("big", by="anna")
+    assert (done.done, done.said[:17]) == (False, "it does not wait:")
+
+
+def test_a_wait_of_a_provider_or_type_that_is_not_there_names_the_nearest() -> None:
+    with pytest.raises(FleetError, match=r"has no 'aa'\. Did you mean 'a'\?"):
+        operate.retry_provider("aa", by="anna")
+    with pytest.raises(FleetError, match=r"No server type is named 'bigg'\. Did you mean 'big'\?"):
+        operate.retry_type("bigg", by="anna")
+    assert not ledger.providers().exists() and not ledger.targets().exists()
+
+
 VERBS = [operate.drain, operate.reboot, operate.retire, operate.retry]
 
 

@@ -52,9 +52,13 @@ class Command(VerbCommand):
         for name, help in (
             ("drain", "let servers end their work, if their type has a drain, and delete them then"),
             ("delete", "have servers deleted at their provider now, whatever they still do"),
-            ("retry", "try the next step of servers now, as if none had failed"),
         ):
             verb(name, help).add_argument("names", nargs="+", metavar="NAME", help="as `servers list` shows it")
+
+        retry = verb("retry", "do the next step of servers, of a provider or of a type now, as if nothing had failed")
+        retry.add_argument("names", nargs="*", metavar="NAME", help="a server, as `servers list` shows it")
+        retry.add_argument("--provider", metavar="NAME", help="call this provider at the next look")
+        retry.add_argument("--type", metavar="TYPE", help="make servers of this type again, though the last ones died")
 
         prune = verb("prune", "forget servers that have been deleted for long, and old decisions")
         prune.add_argument(
@@ -174,8 +178,20 @@ class Command(VerbCommand):
     def _delete(self, *, names: list[str], json: bool, verbosity: int, **options: Any) -> None:
         self._did(operate.retire(names, by=self._by), json=json, verbosity=verbosity)
 
-    def _retry(self, *, names: list[str], json: bool, verbosity: int, **options: Any) -> None:
-        self._did(operate.retry(names, by=self._by), json=json, verbosity=verbosity)
+    def _retry(
+        self, *, names: list[str], provider: str | None, type: str | None, json: bool, verbosity: int, **options: Any
+    ) -> None:
+        if [bool(names), provider is not None, type is not None].count(True) != 1:
+            raise CommandError(
+                "`servers retry` takes names of servers, --provider or --type: one of these.", returncode=2
+            )
+        if provider is not None:
+            done = operate.retry_provider(provider, by=self._by)
+        elif type is not None:
+            done = operate.retry_type(type, by=self._by)
+        else:
+            done = operate.retry(names, by=self._by)
+        self._did(done, json=json, verbosity=verbosity)
 
     def _did(self, done: Sequence[operate.Done], *, json: bool, verbosity: int) -> None:
         if json:
