@@ -30,6 +30,7 @@ from multiserver_schedule.logs import distance
 from multiserver_schedule.operate import Refused
 
 from . import ledger, operate, picture
+from .exceptions import FleetError
 from .models import Decision, Provider, Server, Target, Transition
 from .states import CHOICES, PROVISIONED, Status
 
@@ -268,7 +269,7 @@ class ServerAdmin(ReadOnlyAdmin):
             if not names:
                 raise Refused(gettext("No server was chosen."))
             done = deed(names, by=request.user.get_username())  # type: ignore[call-arg]
-        except Refused as refused:
+        except (Refused, FleetError) as refused:
             self.message_user(request, gettext("Not done: %s") % refused, messages.ERROR)
             return
         rows = {row.name: row for row in ledger.servers().filter(name__in=names)}

@@ -23,6 +23,7 @@ from multiserver_schedule.logs import short
 from multiserver_schedule.operate import Refused
 
 from . import conf, ledger, planner, types
+from .exceptions import FleetError
 from .states import BILLED, LEAVING, PROVISIONED, Status
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def servers(type: str | None = None, *, all: bool = False) -> list[Line]:
 def type_lines(type: str | None = None) -> list[TypeLine]:
     """Return what is wanted of each type, and what there is; types that are registered no more, too."""
     discover_errors()
-    known = types.known()
+    known = types.declared()
     wanted = {row.type: row for row in ledger.targets()}
     there = ledger.servers().exclude(status=Status.DELETED).order_by().values_list("type", flat=True).distinct()
     now = ledger.now()
@@ -237,7 +238,7 @@ def limit_of(provider: str) -> int | None:
 
 
 def troubles() -> list[str]:
-    """Return what is wrong with providers, and which types there is no room for: a sentence for each."""
+    """Return what is wrong with providers and types, and which there is no room for: a sentence for each."""
     found = []
     chosen = conf.load().providers
     now = ledger.now()
@@ -264,6 +265,8 @@ def troubles() -> list[str]:
     for target in ledger.targets().exclude(short_because=""):
         since = f" since {short(target.short_since)}" if target.short_since else ""
         found.append(f"Servers of the type {target.type} are missing{since}: {target.short_because}")
+    discover_errors()
+    found += [f"{each} Until that is mended, nothing is decided for any type." for each in types.troubles()]
     return found
 
 
@@ -325,7 +328,9 @@ def _line(row: Server, now: datetime) -> Line:
 
 def _type(name: str) -> types.ServerType:
     discover_errors()
-    return types.get(name)
+    if name not in (known := types.declared()):
+        raise FleetError(f"No server type is named {name!r}.{conf.nearest(name, known)}")
+    return known[name]
 
 
 # -- act --------------------------------------------------------------------------------------------------------------
@@ -357,7 +362,7 @@ def makes_sense(verb: str, server: Server) -> bool:
 
 def has_drain(type: str) -> bool:
     """Does anything let the work of such servers end before they are stopped or rebooted?"""
-    kind = types.known().get(type)
+    kind = types.declared().get(type)
     return kind is not None and kind.drain is not None
 
 
@@ -592,7 +597,7 @@ def _ends_its_work(server: Server, now: datetime) -> str:
 def _replaced(server: Server, now: datetime) -> str:
     """Say whether another one is made in its place: to let one go changes nothing about how many are wanted."""
     target = ledger.targets().filter(type=server.type).first()
-    wanted = planner.needs_of(server.type, target, types.known().get(server.type), now=now).wanted
+    wanted = planner.needs_of(server.type, target, types.declared().get(server.type), now=now).wanted
     left = ledger.provisioned(ledger.counts(server.type)) - (server.status in PROVISIONED or _comes_back(server))
     if wanted <= left:
         return f"none is made in its place, since {wanted} of its type are wanted, and {left} are left"

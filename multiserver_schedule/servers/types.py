@@ -272,17 +272,26 @@ def known() -> dict[str, ServerType]:
 
     Raises FleetError where one names a provider that is not in the settings.
     """
-    settings = conf.load()
-    types = {DEFAULT: ServerType(DEFAULT)} if settings.providers else {}
-    types |= _registered
-    for type in types.values():
-        for name in type.providers:
-            if name not in settings.providers:
-                raise FleetError(
-                    f"The server type {type.name!r} is to be made at {name!r}, which is no provider."
-                    f"{conf.nearest(name, settings.providers)}"
-                )
-    return types
+    for trouble in troubles():
+        raise FleetError(trouble)
+    return declared()
+
+
+def declared() -> dict[str, ServerType]:
+    """Return all types by name, to be looked at: also those that can be made nowhere, since their provider is wrong."""
+    types = {DEFAULT: ServerType(DEFAULT)} if conf.load().providers else {}
+    return types | _registered
+
+
+def troubles() -> list[str]:
+    """Return which types name a provider that is not in the settings: a sentence for each."""
+    providers = conf.load().providers
+    return [
+        f"The server type {type.name!r} is to be made at {name!r}, which is no provider.{conf.nearest(name, providers)}"
+        for type in declared().values()
+        for name in type.providers
+        if name not in providers
+    ]
 
 
 def is_registered(name: str) -> bool:

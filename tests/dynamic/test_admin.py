@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
 from django.db import connections
 from django.test import Client
 
-from multiserver_schedule.servers import fleet, ledger, types
+from multiserver_schedule.servers import conf, fleet, ledger, types
+from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.models import Decision, Provider, Server, Target
 from multiserver_schedule.servers.states import Status
 
@@ -277,6 +279,35 @@ def test_what_cannot_be_done_is_said_and_the_rest_is_done(anna: Client) -> None:
     assert "default-2: it went wrong, and is cleaned up." in said
     assert (again(running).status, again(errored).status) == ("draining", "errored")
     assert LogEntry.objects.count() == 1
+
+
+@pytest.mark.parametrize("verb", list(ACT))
+def test_a_type_at_a_provider_that_is_none_keeps_nobody_from_acting_and_is_said(root: Client, verb: str) -> None:
+    types.register(types.ServerType("encoder").provider("aa"))
+    make("default-1", Status.STARTING if verb == "retry" else Status.RUNNING)
+    assert "default-1" in text_of(root.get(ACT[verb], {"server": "default-1"}))
+    said = act(root, verb, "default-1")
+    assert "default-1: " in said and "Not done" not in said
+    assert again(Server.objects.get()).version == 1
+    said = unescape(text_of(root.get(SERVERS)))
+    assert "The server type 'encoder' is to be made at 'aa', which is no provider. Did you mean 'a'?" in said
+
+
+@pytest.mark.parametrize("verb", list(ACT))
+def test_settings_that_are_wrong_are_said_and_nothing_is_done(
+    root: Client, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make("default-1", Status.STARTING if verb == "retry" else Status.RUNNING)
+
+    def wrong() -> Any:
+        raise FleetError("MULTISERVER_SCHEDULE_SERVERS has no option 'POL'.")
+
+    monkeypatch.setattr(conf, "load", wrong)
+    page = root.post(ACT[verb], {"server": "default-1"})
+    assert page.status_code == 302
+    [said] = get_messages(page.wsgi_request)
+    assert str(said) == "Not done: MULTISERVER_SCHEDULE_SERVERS has no option 'POL'."
+    assert again(server).version == 0
 
 
 def test_a_name_that_is_gone_is_said_to_be(anna: Client) -> None:

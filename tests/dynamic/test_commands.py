@@ -423,6 +423,20 @@ def test_a_list_is_shown_although_declarations_cannot_be_read(settings: Any) -> 
     assert ("big-1" in out, "tests.broken_project.schedule cannot be read" in err, status) == (True, True, 1)
 
 
+def test_a_list_is_shown_although_a_type_is_to_be_made_at_a_provider_that_is_none() -> None:
+    types.register(ServerType("encoder").provider("aa"))
+    make("default-1")
+    out, err, status = call("list")
+    said = "The server type 'encoder' is to be made at 'aa', which is no provider. Did you mean 'a'?\n"
+    assert ("default-1" in out, "type encoder\n" in out, "provider a\n" in out) == (True, True, True)
+    assert (err, status) == (said, 1)
+    assert json.loads(call("list", "--json")[0])["servers"][0]["name"] == "default-1"
+    assert "default-1" in call("list", "--type", "default")[0]
+    for verb in (["drain", "default-1"], ["delete", "default-1"]):
+        assert call(*verb)[2] == 0
+    assert refused("monitor") == (said.strip(), 1), "nothing is decided on half of the declarations"
+
+
 def test_a_database_that_is_away_is_told_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def now() -> Any:
         raise OperationalError("connection refused")

@@ -81,7 +81,7 @@ class Command(VerbCommand):
     # -- look ---------------------------------------------------------------------------------------------------------
 
     def _list(self, *, type: str | None, all: bool, timezone: str | None, json: bool, **options: Any) -> None:
-        broken = tuple(map(str, discover_errors()))
+        broken = [*map(str, discover_errors()), *types.troubles()]
         kinds = operate.type_lines(type)
         servers = operate.servers(type, all=all)
         providers = operate.provider_lines()
