@@ -243,6 +243,33 @@ def test_a_provider_that_is_away_is_status_1_and_keeps_nobody_from_the_others(se
     assert out == "b: nothing to do\n"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_provider_that_cannot_be_made_keeps_nobody_from_the_others_and_what_was_done_is_said(settings: Any) -> None:
+    given = settings.MULTISERVER_SCHEDULE_SERVERS["PROVIDERS"]
+    given["a"]["BACKEND"] = f"{__name__}.Yard"
+    given["b"]["BACKEND"] = "nowhere.at.all"
+    given["c"] = {"BACKEND": f"{__name__}.Yard"}
+    types.register(ServerType("default").configuration({"token": option("TOKEN")}))
+    fleet.ensure(1)
+    out, err, status = call("reconcile")
+    assert status == 1
+    assert ": new → starting (created at a)\n" in out and out.endswith("c: nothing to do\n")
+    assert err.startswith("b: ") and "nowhere" in err and err.count("\n") == 1
+    assert [each["provider"] for each in json.loads(call("reconcile", "--json")[0])] == ["a", "b", "c"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_providers_of_other_hosts_are_left_to_them_and_that_is_no_trouble(settings: Any) -> None:
+    given = settings.MULTISERVER_SCHEDULE_SERVERS["PROVIDERS"]
+    given["a"]["BACKEND"] = f"{__name__}.Yard"
+    given["b"]["ONLY_ON"] = ["web2", "web3"]
+    out, err, status = call("reconcile")
+    assert (out, status) == ("a: nothing to do\n", 0)
+    assert err == "b: left to web2, web3, since it is ONLY_ON there\n"
+    assert [each["provider"] for each in json.loads(call("reconcile", "--json")[0])] == ["a"]
+    assert call("reconcile", "--provider", "b")[2] == 1, "who asks for that one is told that it was not done"
+
+
 def test_an_unknown_provider_is_named_with_the_nearest() -> None:
     said, status = refused("reconcile", "--provider", "aa")
     assert said.endswith("has no 'aa'. Did you mean 'a'?") and status == 1

@@ -18,6 +18,7 @@ from multiserver_schedule.operate.stores import said
 from multiserver_schedule.servers import conf, fleet, ledger, monitor, operate, reconcile, types
 from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.management import lines
+from multiserver_schedule.servers.visit import Report
 
 
 class Command(VerbCommand):
@@ -128,18 +129,31 @@ class Command(VerbCommand):
         if provider is not None:
             conf.provider(provider)
         names = [provider] if provider is not None else list(conf.load().providers)
-        reports = [reconcile.run(name) for name in names]
+        reports = []
+        for name in names:
+            only_on = conf.provider(name).only_on
+            if provider is None and only_on and ledger.who() not in only_on:
+                self.stderr.write(f"{name}: left to {', '.join(only_on)}, since it is ONLY_ON there")
+                continue
+            try:
+                report = reconcile.run(name)
+            except FleetError as error:
+                # One that cannot be made keeps nobody from the others, and what was done there was done.
+                report = Report(name, trouble=str(error))
+            reports.append(report)
+            if verbosity and not json:
+                self._reported(report)
         if json:
             self._json(reports)
-        elif verbosity:
-            for report in reports:
-                for step in report.steps:
-                    self.stdout.write(f"{report.provider}: {step}")
-                if report.left:
-                    self.stdout.write(f"{report.provider}: {report.left} step(s) are left for the next pass")
-                if not (report.steps or report.left or report.trouble):
-                    self.stdout.write(f"{report.provider}: nothing to do")
         self._end([f"{report.provider}: {report.trouble}" for report in reports if report.trouble])
+
+    def _reported(self, report: Report) -> None:
+        for step in report.steps:
+            self.stdout.write(f"{report.provider}: {step}")
+        if report.left:
+            self.stdout.write(f"{report.provider}: {report.left} step(s) are left for the next pass")
+        if not (report.steps or report.left or report.trouble):
+            self.stdout.write(f"{report.provider}: nothing to do")
 
     # -- steer --------------------------------------------------------------------------------------------------------
 
