@@ -169,7 +169,9 @@ def _want(verb: str, number: int, type: str, change: Callable[[int], int]) -> in
     policy = kind.policy if verb == "ensure" else types.bounded(kind)
 
     def ordered(wanted: int) -> int:
-        return policy.bounded(change(policy.bounded(wanted)))
+        count = policy.bounded(change(policy.bounded(wanted)))
+        # Who asks for more never gets fewer than one order asked for, within the bounds of the type.
+        return max(count, kind.policy.bounded(wanted)) if verb == "increase" else count
 
     return ledger.want(type, ordered, f"fleet.{verb}({number})", now=ledger.now())
 

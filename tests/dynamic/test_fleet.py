@@ -59,6 +59,14 @@ def test_without_a_maximum_orders_add_up_to_no_more_than_the_provider_may_have(s
     assert [fleet.ensure(9), fleet.decrease(1)] == [9, 4], "one order is kept, in case the provider may have more"
 
 
+def test_an_increase_never_lowers_what_one_order_asked_for(site: Site) -> None:
+    assert [fleet.ensure(9), fleet.increase(1), fleet.increase(1)] == [9, 9, 9], "of five that its provider may have"
+    site.options(MAX_SERVERS=20)
+    assert fleet.increase(1) == 10
+    fleet.register_server_type(ServerType("default").between(0, 4))
+    assert fleet.increase(1) == 4, "more than the type allows is not kept"
+
+
 def test_what_was_ordered_before_the_bounds_were_narrowed_is_nothing_to_undo(site: Site) -> None:
     fleet.register_server_type(ServerType("worker"))
     fleet.ensure(5, "worker")
