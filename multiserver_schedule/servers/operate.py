@@ -634,20 +634,21 @@ def prune(
     """
     Forget servers that have been ``deleted`` for more than PRUNE_DAYS days, and decisions that are older; 0: all such.
 
-    A server of any other status stays, however old it is: its machine may be there. ``at_most`` is for how many seconds
-    batches are begun.
+    A server of any other status stays, however old it is: its machine may be there. So does the last decision on each
+    type: it says why there are as many as there are. ``at_most`` is for how many seconds batches are begun.
     """
     days = conf.load().prune_days if days is None else days
     limit = (now or ledger.now()) - timedelta(days=days)
     until = None if at_most is None else time.monotonic() + at_most
     done = Pruned(before=limit)
+    newest = _newest_decisions()
 
     def gone() -> QuerySet[Server]:
         rows: QuerySet[Server] = ledger.servers().filter(status=Status.DELETED, deleted_at__lt=limit)
         return rows
 
     def past() -> QuerySet[Decision]:
-        rows: QuerySet[Decision] = ledger.decisions().filter(until__lt=limit)
+        rows: QuerySet[Decision] = ledger.decisions().filter(until__lt=limit).exclude(pk__in=newest)
         return rows
 
     if dry_run:
@@ -663,6 +664,12 @@ def prune(
             if forgotten < batch:
                 break
     return done
+
+
+def _newest_decisions() -> list[int]:
+    """Return the keys of the last decisions on each type."""
+    types_ = ledger.decisions().order_by().values_list("type", flat=True).distinct()
+    return [last.pk for type in types_ if (last := ledger.last_decision(type))]
 
 
 def housekeep() -> None:

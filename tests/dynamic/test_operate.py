@@ -446,6 +446,17 @@ def test_decisions_go_when_they_are_older_than_that() -> None:
     assert list(ledger.decisions()) == [kept]
 
 
+@on_every_database
+def test_the_last_decision_on_each_type_stays(settings: Any) -> None:
+    now = ledger.now()
+    kept = [decided(type, now - 9 * DAY, now - 8 * DAY, wanted=2) for type in ("default", "big")]
+    for type in ("default", "big"):
+        decided(type, now - 9 * DAY, now - 8 * DAY - HOUR)
+    assert operate.prune(dry_run=True).decisions == 2
+    assert (operate.prune(days=0).decisions, operate.prune(days=0).decisions) == (2, 0)
+    assert {each.pk for each in ledger.decisions()} == {each.pk for each in kept}
+
+
 def test_how_long_they_are_kept_is_set(settings: Any) -> None:
     make("one", Status.DELETED, since=3 * DAY)
     settings.MULTISERVER_SCHEDULE_SERVERS = {**settings.MULTISERVER_SCHEDULE_SERVERS, "PRUNE_DAYS": 4}
