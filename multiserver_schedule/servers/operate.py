@@ -265,6 +265,12 @@ def troubles() -> list[str]:
     for target in ledger.targets().exclude(short_because=""):
         since = f" since {short(target.short_since)}" if target.short_since else ""
         found.append(f"Servers of the type {target.type} are missing{since}: {target.short_because}")
+    for name, entry in chosen.items():
+        if (used := ledger.used_at(name)) > entry.max_servers:
+            found.append(
+                f"{name}: {used} server{'' if used == 1 else 's'}, {entry.max_servers} allowed. None is made there "
+                "until there is room, and none is ended for that: want fewer, or raise its MAX_SERVERS."
+            )
     discover_errors()
     found += [f"{each} Until that is mended, nothing is decided for any type." for each in types.troubles()]
     return found

@@ -141,6 +141,20 @@ def test_a_provider_is_shown_with_its_places_and_its_trouble() -> None:
     assert (gone.name, gone.configured, gone.limit, gone.used) == ("gone", False, None, 1)
 
 
+@on_every_database
+def test_more_servers_than_a_provider_is_allowed_are_a_trouble(settings: Any) -> None:
+    for number in range(4):
+        make(f"s{number}")
+    make("new", Status.NEW)
+    assert operate.troubles() == []
+    ledger.provider("a")
+    ledger.providers().update(unknown=1)
+    assert operate.troubles() == [
+        "a: 5 servers, 4 allowed. None is made there until there is room, and none is ended for that: want fewer, or "
+        "raise its MAX_SERVERS."
+    ]
+
+
 def test_to_look_changes_nothing() -> None:
     status_of(*EVERY)
     operate.servers(all=True), operate.type_lines(), operate.provider_lines()
