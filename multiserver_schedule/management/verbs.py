@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
@@ -76,6 +77,19 @@ class VerbCommand(BaseCommand):
 
         return verb
 
+    def execute(self, *args: Any, **options: Any) -> Any:
+        """Be run; whoever reads no further, as ``head`` does, is told nothing more, and that is no error of ours."""
+        try:
+            try:
+                return super().execute(*args, **options)
+            finally:
+                # Here, and not when Python ends, where nobody can catch it.
+                sys.stdout.flush()
+        except BrokenPipeError:
+            if not _is_unread():
+                raise
+            sys.exit(1)
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Do what the verb says; its exit status is STATUSES'."""
         try:
@@ -93,6 +107,20 @@ class VerbCommand(BaseCommand):
             self.stderr.write(trouble)
         if troubles:
             sys.exit(1)
+
+
+def _is_unread() -> bool:
+    """Say whether nobody reads what is printed; what is left of it then goes nowhere."""
+    try:
+        # What failed may be lost, and is not tried again by a flush.
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

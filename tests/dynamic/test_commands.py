@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from datetime import timedelta
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from typing import Any
 
 import pytest
@@ -462,6 +464,19 @@ def test_a_list_is_shown_although_a_type_is_to_be_made_at_a_provider_that_is_non
     for verb in (["drain", "default-1"], ["delete", "default-1"]):
         assert call(*verb)[2] == 0
     assert refused("monitor") == (said.strip(), 1), "nothing is decided on half of the declarations"
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_whoever_reads_no_further_gets_no_traceback(monkeypatch: pytest.MonkeyPatch, buffered: bool) -> None:
+    """As in `manage.py servers list | head`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    raw = os.fdopen(writes, "wb", buffering=-1 if buffered else 0)
+    with TextIOWrapper(raw, write_through=not buffered) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as left:
+            call_command("servers", "list", stdout=stream)
+    assert left.value.code == 1
 
 
 def test_a_database_that_is_away_is_told_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
