@@ -53,17 +53,7 @@ def check_settings(app_configs: Any = None, **options: Any) -> list[CheckMessage
     except ScheduleError:  # of the scheduler's own settings, which says it itself
         return found
     if not conf.is_named():
-        away = sorted(name for name in settings.providers if not _is_local(name))
-        if away:
-            found.append(
-                Warning(
-                    f"{conf.SETTING} has no FLEET, so that machines at {', '.join(away)} are tagged "
-                    f"{settings.fleet!r}. Another project, or your staging, that has the same name at the same account "
-                    "would take them for its own, and delete them.",
-                    hint=f"Give each environment a name of its own: {conf.SETTING}['FLEET'] = 'shop-production'.",
-                    id="multiserver_schedule_servers.W002",
-                )
-            )
+        found.extend(_unnamed(settings))
     return found
 
 
@@ -190,11 +180,38 @@ def _is_one_account(one: conf.ProviderSettings, other: conf.ProviderSettings) ->
     return bool(one.options) and (one.backend, one.options) == (other.backend, other.options)
 
 
-def _is_local(name: str) -> bool:
+def _unnamed(settings: conf.Settings) -> Iterator[CheckMessage]:
+    """
+    Say whose machines could be taken for others', where the fleet's name was made up.
+
+    Those of this host, too: every project whose package is "config" has one name, and the same folder in the home of
+    its user. Nothing that tells two projects apart stays the same over deploys (a release has a folder of its own, and
+    settings are called "config.settings" in both), and with another folder a project would lose its workers. A provider
+    that was given a 'directory' has one of its own.
+    """
+    known = {name: _is_local(name) for name in sorted(settings.providers)}
+    away = [name for name, is_local in known.items() if is_local is False]
+    here = [
+        name for name, is_local in known.items() if is_local and "directory" not in settings.providers[name].options
+    ]
+    at_the_account = "Another project, or your staging, that has the same name at the same account"
+    on_this_host = "Another project, or your staging, that this user runs here and that has the same name"
+    for names, are, who in ((away, "are tagged", at_the_account), (here, "of this host are those of", on_this_host)):
+        if names:
+            yield Warning(
+                f"{conf.SETTING} has no FLEET, so that machines at {', '.join(names)} {are} {settings.fleet!r}, a "
+                f"name made of ROOT_URLCONF. {who} would take them for its own, and delete them.",
+                hint=f"Give each environment a name of its own: {conf.SETTING}['FLEET'] = 'shop-production'. Write "
+                f"{settings.fleet!r} where machines run already: under another name they are not seen any more.",
+                id="multiserver_schedule_servers.W002",
+            )
+
+
+def _is_local(name: str) -> bool | None:
     try:
         return providers.make(name).local
     except Exception:  # E002 says it
-        return True
+        return None
 
 
 def _configuration_of(

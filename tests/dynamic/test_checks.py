@@ -137,10 +137,26 @@ def test_a_provider_of_one_host_has_to_say_which() -> None:
 
 
 def test_a_fleet_at_a_provider_has_a_name_of_its_own() -> None:
-    [warning] = said(fleet=None, PROVIDERS={"a": provider(), "b": provider(OnThisHost, ONLY_ON=["web1"])})
+    [warning] = said(fleet=None, PROVIDERS={"a": provider(), "b": here(directory="/srv/shop/state")})
     assert warning.id == "multiserver_schedule_servers.W002"
     assert "machines at a are tagged 'tests'" in warning.msg
-    assert ids(fleet=None, PROVIDERS={"b": provider(OnThisHost, ONLY_ON=["web1"])}) == []
+    assert ids(fleet=None, PROVIDERS={"b": here(directory="/srv/shop/state")}) == []
+
+
+def here(**options: Any) -> dict[str, Any]:
+    return provider(OnThisHost, ONLY_ON=["web1"], OPTIONS=options)
+
+
+def test_two_projects_of_a_user_on_a_host_are_told_to_have_names_of_their_own() -> None:
+    [warning] = said(fleet=None, PROVIDERS={"b": here()})
+    assert warning.id == "multiserver_schedule_servers.W002"
+    assert "machines at b of this host are those of 'tests'" in warning.msg
+    assert "'tests' where machines run already" in str(warning.hint)
+    assert ids(fleet="shop", PROVIDERS={"b": here()}) == []
+
+
+def test_whose_name_is_made_up_is_said_of_both_clouds_and_this_host() -> None:
+    assert ids(fleet=None, PROVIDERS={"a": provider(), "b": here(), "c": provider(Careful)}) == ["W002", "W002", "E002"]
 
 
 @pytest.mark.parametrize(
