@@ -1,4 +1,4 @@
-"""How is a Celery app found by its name, and how does a call to its broker end that hangs? For load and drains."""
+"""How is a Celery app found by its name, and a call to its broker ended that hangs? For load and drains."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from celery import Celery
 from celery.app.utils import find_app
 
 from .exceptions import FleetError
+from .hiding import unreadable
 
 LIMITED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "redis": ("socket_timeout", "socket_connect_timeout"),
@@ -28,3 +29,10 @@ def find(name: str, otherwise: str) -> Celery:
         return find_app(name)
     except (ImportError, AttributeError) as error:
         raise FleetError(f"{otherwise}: {error}.") from error
+
+
+def refuse_unreadable(urls: object, where: str) -> None:
+    """Raise FleetError, which begins with ``where``, if the URL of one of an app's brokers cannot be taken apart."""
+    for each in urls.split(";") if isinstance(urls, str) else urls if isinstance(urls, list | tuple) else ():
+        if isinstance(each, str) and (wrong := unreadable(each)):
+            raise FleetError(f"{where}: its broker {wrong}")

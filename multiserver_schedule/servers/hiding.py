@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 LEAST: Final = 4
 """Of a value that is shorter than this, nothing is hidden: its characters are everywhere."""
@@ -13,7 +14,19 @@ HIDDEN: Final = "…"
 _SECRET: Final = re.compile(
     r"pass(word|wd|phrase|code)?$|secret|token|(^|[_-]|[a-z])key$|credential|auth|dsn", re.IGNORECASE
 )
-_IN_URL: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)", re.IGNORECASE)
+_IN_URL: Final = re.compile(
+    r"""
+    (?<=://)
+    # A host, and then a path in which there is an "@"; whatever else has a "/" before its "@" is a password with one.
+    (?! (?: [^\s'"/?\#:@]* | (?: localhost | \[[0-9a-f:.]*\] | [^\s'"/?\#:@]* \. [^\s'"/?\#:@]* ) : \d{1,5} ) [/?\#] )
+    # Who asks for a key, and no password.
+    (?! git@ | (?<=ssh://) [^\s'":@]+@ )
+    (?: [^\s'"]{1,4000} | :[^\n]{1,4000}? )
+    (?=@)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What is before the host in a URL: up to the last "@", and not the first, for all of a password to be in it."""
 
 _STANDS: Final = "$<{"
 """With one of these begins what stands for a password."""
@@ -26,12 +39,33 @@ def is_secret(name: object) -> bool:
 
 def has_password(text: str) -> bool:
     """Say whether a URL with a password is in a text; "$TOKEN" and "{key}" stand for one that is not there."""
-    return any(found[0][found.end(1) - found.start()] not in _STANDS for found in _IN_URL.finditer(text))
+    return any(_parted(found[0])[1][0] not in _STANDS for found in _IN_URL.finditer(text))
+
+
+def unreadable(url: str) -> str:
+    """
+    Say of a URL that cannot be taken apart what is wrong with it, and show nothing of it; "" where it can be.
+
+    Libraries say then what they took for the port or the host, which is a part of the password.
+    """
+    try:
+        parts = urlsplit(url)
+        rest = parts.path + parts.fragment + ("" if parts.path else parts.query)
+        is_cut = "@" in rest and re.search("[:@]", parts.netloc) is not None
+        _ = parts.port  # raises where it is no number
+        if not is_cut:
+            return ""
+    except ValueError:
+        pass
+    return (
+        "cannot be read as a URL; it is not shown, since its password may be. Percent-encode what is special in that: "
+        "%2F for '/', %23 for '#', %3F for '?', %40 for '@'."
+    )
 
 
 def without(text: str, options: Any = None) -> str:
     """Return a text without the secrets of these options, nor any password in a URL: a driver's error, mostly."""
-    text = _IN_URL.sub(rf"\1{HIDDEN}", text)
+    text = _IN_URL.sub(lambda found: f"{_parted(found[0])[0]}{HIDDEN}", text)
     for value in sorted(set(_secrets(options, secret=False)), key=lambda value: (-len(value), value)):
         if len(value) >= LEAST:
             text = text.replace(value, HIDDEN)
@@ -46,6 +80,12 @@ def told(error: BaseException, options: Any = None) -> str:
 def traced(error: BaseException, options: Any = None) -> str:
     """Return an error with where it came from."""
     return without("".join(traceback.format_exception(error)), options)
+
+
+def _parted(given: str) -> tuple[str, str]:
+    """Return what may be shown of what is before a URL's host, and what may not; a user alone is a token."""
+    user, colon, password = given.partition(":")
+    return (user + colon, password) if password else ("", given)
 
 
 def _secrets(value: Any, *, secret: bool) -> Iterator[str]:

@@ -25,7 +25,7 @@ from typing import Any, Final
 from celery import Celery, current_app
 
 from .. import providers
-from ..broker import find, limits
+from ..broker import find, limits, refuse_unreadable
 from ..entries import MachineState, ServerInfo
 from ..exceptions import FleetError
 from .base import Drain, state_of
@@ -161,6 +161,7 @@ def _control(app: Any, timeout: timedelta) -> Iterator[_Control]:
     Those of the app's pool, and Celery's own commands, try for ever to reach a broker that is away.
     """
     seconds = timeout.total_seconds()
+    refuse_unreadable(app.conf.broker_write_url, "CeleryDrain()")
     with app.connection_for_write(connect_timeout=seconds) as connection:
         connection.transport_options.update(max_retries=1, interval_start=0, interval_step=0, interval_max=0)
         connection.transport_options.update(limits(connection.transport.driver_type, seconds))

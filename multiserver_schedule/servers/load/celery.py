@@ -17,9 +17,10 @@ from amqp.exceptions import NotFound
 from celery import Celery, current_app
 from celery.app.control import Control
 
-from ..broker import LIMITED_BY, find, limits
+from ..broker import LIMITED_BY, find, limits, refuse_unreadable
 from ..entries import Load
 from ..exceptions import FleetError
+from ..hiding import unreadable
 from .base import ANSWERS_WITHIN, Queue, by_server, longest_wait
 
 _SECONDS: Final = ANSWERS_WITHIN.total_seconds()
@@ -73,6 +74,8 @@ class CeleryQueue(Queue):
         management: str | None = None,
     ) -> None:
         super().__init__(*names)
+        if management is not None and (wrong := unreadable(management)):
+            raise FleetError(f"{self!r}: management {wrong}")
         if management is not None and urlsplit(management).scheme not in ("http", "https"):
             # Without showing it: a password is in it.
             raise FleetError(f"{self!r}: management should be a URL such as 'https://user:password@10.0.0.2:15671'.")
@@ -80,6 +83,7 @@ class CeleryQueue(Queue):
 
     def load(self) -> Load:
         app = self._find_app()
+        refuse_unreadable(self._broker or app.conf.broker_read_url, repr(self))
         connection = app.connection_for_read(self._broker, connect_timeout=_SECONDS)
         kind = connection.get_transport_cls().driver_type
         if kind not in LIMITED_BY:

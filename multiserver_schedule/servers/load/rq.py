@@ -15,6 +15,8 @@ from rq.registry import StartedJobRegistry
 from rq.utils import str_to_date
 
 from ..entries import Load
+from ..exceptions import FleetError
+from ..hiding import unreadable
 from .base import ANSWERS_WITHIN, Queue, by_server, longest_wait
 
 
@@ -64,7 +66,11 @@ class RQQueue(Queue):
         )
 
     def _connect(self) -> Redis:
-        given = Redis.from_url(self._connection) if isinstance(self._connection, str) else self._connection
+        given = self._connection
+        if isinstance(given, str):
+            if wrong := unreadable(given):
+                raise FleetError(f"{self!r}: its connection {wrong}")
+            given = Redis.from_url(given)
         _, kind, settings = parse_connection(given)
         seconds = ANSWERS_WITHIN.total_seconds()
         settings.update(
