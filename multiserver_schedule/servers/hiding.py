@@ -11,6 +11,12 @@ from urllib.parse import urlsplit
 LEAST: Final = 4
 """Of a value that is shorter than this, nothing is hidden: its characters are everywhere."""
 HIDDEN: Final = "…"
+MOST: Final = 2000
+"""A text is cut at this length: a server's answer may be a page, or a file."""
+_LONG: Final = 20 * MOST
+"""More than this of either end of a text is not even looked at."""
+_NO_TEXT: Final = re.compile("[\\0\\ud800-\\udfff]")
+"""What PostgreSQL does not keep, and halves of characters, which no database does: of file names, for one."""
 _SECRET: Final = re.compile(
     r"pass(word|wd|phrase|code)?$|secret|token|(^|[_-]|[a-z])key$|credential|auth|dsn", re.IGNORECASE
 )
@@ -21,7 +27,7 @@ _IN_URL: Final = re.compile(
     (?! (?: [^\s'"/?\#:@]* | (?: localhost | \[[0-9a-f:.]*\] | [^\s'"/?\#:@]* \. [^\s'"/?\#:@]* ) : \d{1,5} ) [/?\#] )
     # Who asks for a key, and no password.
     (?! git@ | (?<=ssh://) [^\s'":@]+@ )
-    (?: [^\s'"]{1,4000} | :[^\n]{1,4000}? )
+    (?: [^\s'"]{1,1000} | :[^\n]{1,1000}? )
     (?=@)
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -64,12 +70,13 @@ def unreadable(url: str) -> str:
 
 
 def without(text: str, options: Any = None) -> str:
-    """Return a text without the secrets of these options, nor any password in a URL: a driver's error, mostly."""
-    text = _IN_URL.sub(lambda found: f"{_parted(found[0])[0]}{HIDDEN}", text)
-    for value in sorted(set(_secrets(options, secret=False)), key=lambda value: (-len(value), value)):
-        if len(value) >= LEAST:
-            text = text.replace(value, HIDDEN)
-    return text
+    """
+    Return a text without the secrets of these options, nor any password in a URL: a driver's error, mostly.
+
+    It is one that any database keeps: without what is no text there, and of a length at which a row can be read.
+    """
+    text = _hidden(text, options)
+    return text if len(text) <= MOST else f"{text[: MOST - 1]}{HIDDEN}"
 
 
 def told(error: BaseException, options: Any = None) -> str:
@@ -79,7 +86,19 @@ def told(error: BaseException, options: Any = None) -> str:
 
 def traced(error: BaseException, options: Any = None) -> str:
     """Return an error with where it came from."""
-    return without("".join(traceback.format_exception(error)), options)
+    # Not cut as rows are: its last lines say most, and it is for the log alone.
+    return _hidden("".join(traceback.format_exception(error)), options)
+
+
+def _hidden(text: str, options: Any) -> str:
+    for value in sorted(set(_secrets(options, secret=False)), key=lambda value: (-len(value), value)):
+        if len(value) >= LEAST:
+            text = text.replace(value, HIDDEN)
+    if len(text) > 2 * _LONG:
+        # What is searched for URLs takes time with each "://".
+        text = f"{text[:_LONG]}{HIDDEN}{text[-_LONG:]}"
+    text = _IN_URL.sub(lambda found: f"{_parted(found[0])[0]}{HIDDEN}", text)
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _parted(given: str) -> tuple[str, str]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from multiserver_schedule.servers import hiding
+from multiserver_schedule.servers import fleet, hiding, ledger
+from multiserver_schedule.servers.entries import Load, ServerInfo
+from multiserver_schedule.servers.exceptions import ProviderRefused
+from multiserver_schedule.servers.types import ServerType
+
+from .cloud import FolderProvider
+from .conftest import Site
 
 
 @pytest.mark.parametrize(
@@ -49,3 +57,43 @@ def test_an_address_without_a_password_is_left_as_it_is(text: str) -> None:
 @pytest.mark.parametrize("text", ["https://$TOKEN@host/", "https://u:$TOKEN@host/", "amqp://{name}:{key}@host/"])
 def test_what_stands_for_a_password_is_none(text: str) -> None:
     assert not hiding.has_password(text)
+
+
+def test_a_text_is_one_that_every_database_keeps() -> None:
+    error = OSError("no such file: \udcff, or \ud83d, or \0")
+    assert hiding.told(error) == "OSError: no such file: �, or �, or �"
+    assert hiding.traced(error).endswith("OSError: no such file: �, or �, or �\n")
+
+
+def test_a_text_that_is_too_long_to_be_read_is_cut_when_its_secrets_are_hidden() -> None:
+    text = hiding.told(ValueError(f"{'x' * 1985}hunter2-hunter2{'y' * 3_000_000}"), {"password": "hunter2-hunter2"})
+    assert len(text) == hiding.MOST == 2000
+    assert text.endswith("x…y…")
+    assert len(hiding.traced(ValueError("x" * 5000))) > 5000
+
+
+def test_an_error_of_a_text_that_no_database_keeps_does_not_stop_the_fleet(site: Site) -> None:
+    def broken() -> Load:
+        raise ValueError(f"\udcff \0 {'x' * 3_000_000}")
+
+    fleet.register_server_type(ServerType("big").scale_on(broken, waiting_per_server=1))
+    fleet.register_server_type(ServerType("small").between(1, 2))
+    site.monitor()
+    decision = ledger.last_decision("big")
+    assert decision is not None and "ValueError: � � xxx" in decision.why
+    assert len(decision.why) < 2100
+    assert [server.type for server in site.servers()] == ["small"]
+
+
+def test_what_a_provider_answers_in_no_text_is_kept_with_its_server(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FolderProvider, server: ServerInfo) -> Any:
+        raise ProviderRefused(f"\udcff \0 {'x' * 3_000_000}")
+
+    monkeypatch.setattr(FolderProvider, "create_server", refuse)
+    fleet.ensure(1)
+    site.passes(1)
+    [server] = site.servers()
+    assert server.error.startswith("� � xxx")
+    assert len(server.error) == hiding.MOST
