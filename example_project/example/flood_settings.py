@@ -49,6 +49,7 @@ MULTISERVER_SCHEDULE_SERVERS = {
                 ],
                 "cwd": str(BASE_DIR),
                 "directory": str(FLOOD_FOLDER / "servers"),
+                "host": "web1",
             },
         }
     },

@@ -152,6 +152,33 @@ def test_another_hosts_machine_is_never_taken_for_one_that_is_gone(tmp_path: Pat
         getattr(provider, call)("i-0123456789")
 
 
+def test_a_changed_host_name_is_told_with_the_option_that_settles_it(tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match="write 'host': '0f3a' in the OPTIONS"):
+        a_provider(tmp_path, host="9b1c").has_been_deleted("one@0f3a")
+
+
+@pytest.mark.parametrize("sign", ["/.dockerenv", "/run/.containerenv", "KUBERNETES_SERVICE_HOST"])
+def test_in_a_container_a_provider_is_told_to_name_its_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(os.path, "exists", lambda path: path == sign)
+    if not sign.startswith("/"):
+        monkeypatch.setenv(sign, "10.0.0.1")
+    [warning] = a_provider(tmp_path).check()
+    assert warning.id == "multiserver_schedule_servers.W006"
+    assert socket.gethostname() in warning.msg and "'host': 'processes'" in str(warning.hint)
+    assert a_provider(tmp_path, host="web1").check() == []
+
+
+def test_a_machine_that_is_no_container_may_be_called_by_its_host_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(process, "_OF_CONTAINERS", ())
+    assert a_provider(tmp_path).check() == []
+
+
 def test_two_hosts_that_share_a_disk_and_two_providers_of_a_fleet_have_folders_of_their_own(tmp_path: Path) -> None:
     folders = {a_provider(tmp_path, name, host=host)._folder() for name in ("one", "two") for host in ("web1", "web2")}
     assert len(folders) == 4
@@ -210,7 +237,7 @@ def test_a_user_without_a_home_is_told_to_name_a_directory(monkeypatch: pytest.M
         raise KeyError(uid)
 
     monkeypatch.setattr(process.pwd, "getpwuid", nobody)
-    provider = ProcessProvider("processes", {"command": ["true"]}, fleet="shop")
+    provider = ProcessProvider("processes", {"command": ["true"], "host": "web1"}, fleet="shop")
     with pytest.raises(ProviderRefused, match="give the provider 'processes' a 'directory' in its OPTIONS"):
         provider.list_servers()
     (warning,) = provider.check()

@@ -67,6 +67,7 @@ _NOT_FOR_WORKERS: Final = frozenset(
         *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
     }
 )
+_OF_CONTAINERS: Final = ("/.dockerenv", "/run/.containerenv")
 _NO_ROOM: Final = (errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 _LATER: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ETXTBSY)
 
@@ -102,9 +103,9 @@ class ProcessProvider(BaseProvider):
     alone, may take to end what it does before all its processes are killed; a minute by default. ``directory``: where
     the provider keeps what it knows of them, on a disk of this machine, for this user alone, and where nothing else
     ever cleans up; by default ``.local/state/multiserver-schedule`` of the user's home. ``host``: this machine's name,
-    where its host name changes. The configuration of a type may have a ``command`` and an ``env`` of its own, of which
-    the first replaces that of the OPTIONS, and the second is added. An option whose name is in capitals is for
-    ``option("NAME")`` in these.
+    where its host name changes, as it does with each new container. The configuration of a type may have a ``command``
+    and an ``env`` of its own, of which the first replaces that of the OPTIONS, and the second is added. An option whose
+    name is in capitals is for ``option("NAME")`` in these.
 
     A worker that ends by itself is a machine that is down, until it is deleted. One that was deleted is not made again
     by a creation of the same key that comes late.
@@ -245,12 +246,23 @@ class ProcessProvider(BaseProvider):
         return [self._machine(seen) for seen in found if seen is not None]
 
     def check(self) -> list[checks.CheckMessage]:
-        """Tell where the folder cannot be used."""
+        """Tell where the folder cannot be used, and where the name of this host is another one tomorrow."""
+        found: list[checks.CheckMessage] = []
         try:
             self._folder()
         except ProviderError as error:
-            return [checks.Warning(str(error), hint=f"It is told by the provider {self.name!r}.")]
-        return []
+            found.append(checks.Warning(str(error), hint=f"It is told by the provider {self.name!r}."))
+        if not self.options.get("host") and _is_in_a_container():
+            found.append(
+                checks.Warning(
+                    f"{conf.SETTING}['PROVIDERS'][{self.name!r}] takes the host name {self.host!r} for that of its "
+                    "machine, and this seems to be a container: the next one has another, and would take the machines "
+                    "of this one for another host's, and count them for ever.",
+                    hint=f"Give it a name that stays the same: 'host': '{self.name}' in its OPTIONS.",
+                    id="multiserver_schedule_servers.W006",
+                )
+            )
+        return found
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -335,8 +347,9 @@ class ProcessProvider(BaseProvider):
             raise ProviderError(f"{machine_id!r} is not the id of a process's machine.")
         if host != self.host:
             raise ProviderError(
-                f"{machine_id} is on {host}, and this is {self.host}, which knows nothing of it: name in ONLY_ON of "
-                f"the provider {self.name!r} who may call it."
+                f"{machine_id} is on {host}, and this is {self.host}, which knows nothing of it. If {host} is another "
+                f"machine, name in ONLY_ON of the provider {self.name!r} who may call it. If it is what this one was "
+                f"called before, write 'host': {host!r} in the OPTIONS, and it keeps that name."
             )
         return key
 
@@ -656,6 +669,10 @@ def _path(name: str, value: object) -> str | None:
 def _filled(text: str, server: ServerInfo) -> str:
     """Put in the three alone: braces are common in arguments."""
     return re.sub(r"\{(name|key|type)\}", lambda found: str(getattr(server, found[1])), text)
+
+
+def _is_in_a_container() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, _OF_CONTAINERS))
 
 
 def _home(state: str, name: str) -> str:
