@@ -684,7 +684,13 @@ def test_who_is_killed_between_writing_down_a_deletion_and_a_kill_leaves_it_to_t
 # -- what is broken ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 0}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", '{"pid": "x"}', '{"pid": 0}', '{"pid": 1}', '{"pid": 1, "began": "1"}'),
+        '{"pid": 99999999999999999999, "began": "1", "booted": "1"}',
+    ],
+)
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_record_that_cannot_be_read_hides_neither_its_machine_nor_the_others(
     here: Here, text: str, alive: bool

@@ -95,7 +95,11 @@ def read(folder: str) -> dict[str, Any] | None:
             record = json.load(file)
     except FileNotFoundError:
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("pid"), int) or record["pid"] <= 0:
+    except IsADirectoryError:
+        raise ValueError("a record is a file") from None
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("began", "booted")):
+        raise ValueError("a record says when it began")
+    if not isinstance(record.get("pid"), int) or not 0 < record["pid"] < 2**31:
         raise ValueError("a record names a process")
     return record
 
