@@ -580,6 +580,22 @@ def test_a_worker_that_has_ended_by_itself_is_told_of_and_a_reboot_starts_it_aga
     assert here.provider().has_started(machine.id)
 
 
+def test_a_worker_that_has_ended_and_left_children_is_down_unless_it_was_told_to_end(here: Here) -> None:
+    machine = here.start(["sh", "-c", "setsid sleep 600 & exec sleep 600"])
+    until(lambda: len(here.processes()) == 2)
+    os.kill(here.pid(), signal.SIGKILL)
+    until(lambda: here.state_of() == (MachineState.STOPPED, "ended by itself, but for some of its children"))
+    assert here.provider().has_stopped(machine.id)
+    with pytest.raises(ProviderError, match="name-of-one has ended by itself"):
+        here.provider().has_started(machine.id)
+    here.provider().stop_server(machine.id)
+    assert here.state_of() == (MachineState.STOPPING, "told to end")
+    assert not here.provider().has_stopped(machine.id)
+    here.provider().delete_server(machine.id)
+    until(lambda: here.provider().has_been_deleted(machine.id))
+    assert here.processes() == []
+
+
 def test_a_reboot_into_a_program_that_is_gone_is_told_and_leaves_a_machine_that_is_down(here: Here) -> None:
     program = here.place / "worker"
     program.write_text("#!/bin/sh\nexec sleep 600\n")
@@ -617,9 +633,7 @@ def test_all_that_a_worker_has_started_is_ended_with_its_machine(here: Here, esc
     if leader == "dead":
         os.kill(here.pid(), signal.SIGKILL)
         until(lambda: not is_alive(here.pid()))
-        assert here.state_of() == (MachineState.UNKNOWN, "ended, but for some of its children")
-        assert not here.provider().has_stopped(machine.id)
-        assert not here.provider().has_started(machine.id)
+        assert here.state_of() == (MachineState.STOPPED, "ended by itself, but for some of its children")
         here.provider().delete_server(machine.id)
         assert not here.provider().has_been_deleted(machine.id) or here.processes() == []
     here.provider().delete_server(machine.id)

@@ -91,6 +91,17 @@ class _Seen:
     is_rebooted: bool
     """Was it told to reboot, and has not been started since?"""
 
+    @property
+    def is_down(self) -> bool:
+        """
+        Has it ended?
+
+        What it has started counts while it ends because it was told to. Of one that has ended by itself it does no
+        work of the machine's, and may live for ever: a deletion kills it.
+        """
+        has_ended = self.record is not None and self.is_readable and not self.is_led
+        return not self.is_alive or (has_ended and not self.is_stopped and not self.is_rebooted)
+
 
 class ProcessProvider(BaseProvider):
     """
@@ -107,8 +118,8 @@ class ProcessProvider(BaseProvider):
     and an ``env`` of its own, of which the first replaces that of the OPTIONS, and the second is added. An option whose
     name is in capitals is for ``option("NAME")`` in these.
 
-    A worker that ends by itself is a machine that is down, until it is deleted. One that was deleted is not made again
-    by a creation of the same key that comes late.
+    A worker that ends by itself is a machine that is down, until it is deleted, whatever it has left behind: it has to
+    stay in the foreground. One that was deleted is not made again by a creation of the same key that comes late.
 
     Under a service manager, see to it that the end of the scheduler's service leaves the workers alone
     (``KillMode=process`` of systemd); in a container, that there is an init which buries the dead (``docker run
@@ -190,7 +201,7 @@ class ProcessProvider(BaseProvider):
             self._launch(seen.key, {"again": True})
             seen = self._look(seen.key)
             return seen is not None and seen.is_led and not seen.is_stopped
-        if seen.is_alive:
+        if not seen.is_down:
             return seen.is_led
         raise ProviderError(f"{_name(seen)} has ended by itself. What it printed: {_log_of(seen)}")
 
@@ -201,11 +212,15 @@ class ProcessProvider(BaseProvider):
             self._ask(seen, launcher.STOP)
 
     def has_stopped(self, machine_id: str) -> bool:
-        """Say whether all its processes have ended; they are killed when they have taken longer than they may."""
+        """
+        Say whether it is down: all its processes, if it was told to stop, and else the one that was started.
+
+        They are killed when they have taken longer than they may.
+        """
         seen = self._look(self._key(machine_id))
         if seen is None:
             return True
-        return not self._hasten(seen) and not seen.is_alive and (seen.is_stopped or not seen.is_rebooted)
+        return not self._hasten(seen) and seen.is_down and (seen.is_stopped or not seen.is_rebooted)
 
     def delete_server(self, machine_id: str) -> None:
         """Kill all its processes."""
@@ -300,6 +315,8 @@ class ProcessProvider(BaseProvider):
             state, word = MachineState.DELETING, "being killed"
         elif not seen.is_alive and seen.is_rebooted and not seen.is_stopped:
             state, word = MachineState.REBOOTING, "to be started again"
+        elif seen.is_alive and seen.is_down:
+            state, word = MachineState.STOPPED, "ended by itself, but for some of its children"
         elif not seen.is_alive:
             state, word = MachineState.STOPPED, "stopped" if seen.is_stopped else "ended by itself"
         elif seen.is_stopped:
@@ -310,10 +327,8 @@ class ProcessProvider(BaseProvider):
             state, word = MachineState.UNKNOWN, "its record cannot be read"
         elif seen.is_led:
             state, word = MachineState.RUNNING, "running"
-        elif seen.record is None:
-            state, word = MachineState.PENDING, "being launched"
         else:
-            state, word = MachineState.UNKNOWN, "ended, but for some of its children"
+            state, word = MachineState.PENDING, "being launched"
         return Machine(
             id=f"{seen.key}@{self.host}",
             key=seen.key,
