@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from typing import Any, ClassVar
 import pytest
 
 from multiserver_schedule.models import ScheduledRun
-from multiserver_schedule.servers import providers
+from multiserver_schedule.servers import fleet, ledger, providers, reconcile
 from multiserver_schedule.servers.drains.term import TermDrain
 from multiserver_schedule.servers.entries import MachineState, ServerInfo
 from multiserver_schedule.servers.providers.process import ProcessProvider
+from multiserver_schedule.servers.types import ServerType
 
 from .. import servers
 from ..scenarios.scene import Scene
 from ..stores import ROOT, Store
+from .conftest import NOON, POLL
 from .needs import needs
 
 WITHIN = 20.0
@@ -130,6 +133,25 @@ def test_a_provider_is_asked_once_to_stop_it(here: Here) -> None:
     drain = TermDrain()
     wait_for(lambda: drain(server) == 0, "it has ended")
     assert Blunt.asked == [server.machine_id]
+
+
+def test_a_reboot_that_drains_brings_the_worker_up_again(rows: Store, here: Here) -> None:
+    here.options(command=["sleep", "600"])
+    fleet.register_server_type(ServerType("worker").between(1, 1).drain_with(TermDrain()))
+    moments = itertools.count()
+    boots: set[str] = set()
+
+    def has_come_up() -> bool:
+        reconcile.run("here", now=NOON + next(moments) * POLL)
+        [booted] = [machine.booted for machine in here.provider.list_servers()] or [""]
+        is_news = ledger.counts("worker").get("running") == 1 and booted not in boots
+        boots.update([booted] if is_news else [])
+        return is_news
+
+    wait_for(has_come_up, "it is up")
+    fleet.reboot("worker")
+    wait_for(has_come_up, "it is up again")
+    assert ledger.servers().count() == 1
 
 
 def test_one_that_has_ended_and_one_that_is_gone_are_drained(here: Here) -> None:

@@ -524,14 +524,12 @@ def test_a_worker_that_does_not_heed_it_is_killed_with_all_its_children_when_its
     assert here.processes() == []
 
 
-def test_a_stopped_machine_stays_down_whatever_it_was_told_before_and_after(here: Here) -> None:
+def test_a_stopped_machine_stays_down_whatever_it_was_told_before(here: Here) -> None:
     machine = here.start(python(SLOW))
     here.provider().reboot_server(machine.id)
     here.provider().stop_server(machine.id)
     until(lambda: here.provider().has_stopped(machine.id))
     assert not here.provider().has_started(machine.id)
-    with pytest.raises(ProviderRefused, match="cannot be rebooted"):
-        here.provider().reboot_server(machine.id)
     assert here.state_of() == (MachineState.STOPPED, "stopped")
     assert here.processes() == []
 
@@ -557,6 +555,39 @@ def test_a_worker_that_is_rebooted_ends_what_it_does_and_starts_with_what_it_was
     here.provider().reboot_server(machine.id)
     until(lambda: here.provider().has_started(machine.id))
     assert len({machine.booted, now.booted, here.record()["booted"]}) == 3
+
+
+def test_a_worker_that_its_drain_has_stopped_is_started_again_by_a_reboot(here: Here) -> None:
+    machine = here.start(python(SLOW))
+    here.provider().stop_server(machine.id)
+    until(lambda: here.provider().has_stopped(machine.id))
+    for _ in range(2):
+        here.provider().reboot_server(machine.id)
+    assert here.state_of() == (MachineState.REBOOTING, "to be started again")
+    assert not here.provider().has_stopped(machine.id)
+    until(lambda: here.provider().has_started(machine.id))
+    until(lambda: here.said() == ["up", "told", "done", "up"])
+    assert here.state_of() == (MachineState.RUNNING, "running")
+    assert here.record()["booted"] != machine.booted
+    here.provider().stop_server(machine.id)
+    until(lambda: here.provider().has_stopped(machine.id))
+    assert not here.provider().has_started(machine.id)
+
+
+def test_a_worker_that_still_ends_for_its_drain_is_not_told_again_by_a_reboot_and_has_no_more_time(here: Here) -> None:
+    machine = here.start(python(DEAF))
+    here.provider().stop_server(machine.id)
+    until(lambda: "told" in here.said())
+    time.sleep(0.3)
+    here.provider().reboot_server(machine.id)
+    assert here.state_of() == (MachineState.REBOOTING, "told to end, and to be started again")
+    assert not here.provider(stop_timeout=timedelta(seconds=30)).has_started(machine.id)
+    assert here.pid() == int(machine.booted.split()[0])
+    hasty = here.provider(stop_timeout=timedelta(seconds=0.3))
+    assert not hasty.has_started(machine.id)
+    until(lambda: not is_alive(int(machine.booted.split()[0])), "for it to be killed at once")
+    until(lambda: hasty.has_started(machine.id))
+    until(lambda: here.said() == ["up", "told", "up"])
 
 
 def test_a_worker_that_does_not_heed_a_reboot_is_killed_when_its_time_is_over_and_started_again(here: Here) -> None:

@@ -240,10 +240,14 @@ class ProcessProvider(BaseProvider):
         return seen is None
 
     def reboot_server(self, machine_id: str) -> None:
-        """Send its process a SIGTERM; when it has ended, ``has_started`` starts it again."""
+        """
+        Send its process a SIGTERM; when it has ended, ``has_started`` starts it again.
+
+        One that was told to stop, as a drain may do before a reboot, is not told twice, and comes up again, too.
+        """
         seen = self._look(self._key(machine_id))
-        if seen is None or seen.is_deleted or seen.is_stopped:
-            raise ProviderRefused(f"{machine_id} cannot be rebooted: it was stopped, or is gone.")
+        if seen is None or seen.is_deleted:
+            raise ProviderRefused(f"{machine_id} cannot be rebooted: it is gone.")
         self._ask(seen, launcher.REBOOT)
 
     def current_server_count(self) -> int:
@@ -496,8 +500,14 @@ class ProcessProvider(BaseProvider):
         """Write down what is asked of a machine, then send its process a SIGTERM, unless it was sent one for that."""
         # One after the other: of two that ask at once, the second finds what the first has done.
         with _alone(seen.folder):
-            before = _asked(seen.folder, what)
             booted = (seen.record or {}).get("booted", "")
+            if what == launcher.REBOOT and (stopped := _asked(seen.folder, launcher.STOP)):
+                # From when it was told to end on, whatever for.
+                launcher.put(seen.folder, what, {**stopped, "booted": booted})
+            if what == launcher.REBOOT:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(seen.folder, launcher.STOP))
+            before = _asked(seen.folder, what)
             is_same = before.get("booted") == booted
             if is_same and before.get("told"):
                 return
