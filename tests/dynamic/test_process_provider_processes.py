@@ -726,6 +726,30 @@ def test_who_is_killed_between_writing_down_a_deletion_and_a_kill_leaves_it_to_t
     assert here.processes() == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_keeps_no_worker_from_being_ended(here: Here, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def full(source: str, target: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    machine, other = here.start(python(SLOW)), here.start(key="two")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            here.provider().reboot_server(other.id)
+        assert here.provider().has_started(other.id)
+        with pytest.raises(ProviderError, match=r"name-of-one is to be stopped cannot be written down.* Make room"):
+            here.provider().stop_server(machine.id)
+        until(lambda: here.said() == ["up", "told", "done"])
+        with pytest.raises(ProviderError, match=r"name-of-two is to be deleted cannot be written down.* Make room"):
+            here.provider().delete_server(other.id)
+        until(lambda: here.processes() == [])
+        assert here.provider().has_stopped(machine.id) and here.provider().has_stopped(other.id)
+    assert sorted(path.name for path in here.folder("two").iterdir()) == ["lock", "output.log", "record.json"]
+    for each in (machine, other):
+        here.provider().delete_server(each.id)
+        until(lambda each=each: here.provider().has_been_deleted(each.id))
+
+
 # -- what is broken ---------------------------------------------------------------------------------------------------
 
 

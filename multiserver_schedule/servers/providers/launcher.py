@@ -108,9 +108,15 @@ def put(folder: str, name: str, content: object) -> None:
     """Write a file of a machine's folder as a whole or not at all."""
     path = os.path.join(folder, name)
     fresh = f"{path}.{os.getpid()}.{time.monotonic_ns()}.new"
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(fresh, path)
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        os.replace(fresh, path)
+    except OSError:
+        # On a full disk a name may have been made, and no room for what is in the file.
+        with suppress(OSError):
+            os.unlink(fresh)
+        raise
 
 
 def has(folder: str, name: str) -> bool:

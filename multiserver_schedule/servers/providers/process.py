@@ -206,7 +206,12 @@ class ProcessProvider(BaseProvider):
         raise ProviderError(f"{_name(seen)} has ended by itself. What it printed: {_log_of(seen)}")
 
     def stop_server(self, machine_id: str) -> None:
-        """Send its process a SIGTERM, once: many programs take a second one for the order to hurry."""
+        """
+        Send its process a SIGTERM, once: many programs take a second one for the order to hurry.
+
+        Raises ProviderError when it was sent one and that cannot be written down, as on a full disk: it may be sent
+        another.
+        """
         seen = self._look(self._key(machine_id))
         if seen is not None and not seen.is_deleted:
             self._ask(seen, launcher.STOP)
@@ -223,13 +228,17 @@ class ProcessProvider(BaseProvider):
         return not self._hasten(seen) and seen.is_down and (seen.is_stopped or not seen.is_rebooted)
 
     def delete_server(self, machine_id: str) -> None:
-        """Kill all its processes."""
+        """Kill all its processes. Raises ProviderError when they are killed and that cannot be written down."""
         seen = self._look(self._key(machine_id))
         if seen is None:
             return
-        if not seen.is_deleted:
-            launcher.put(seen.folder, launcher.DELETED, {"at": time.time()})
-        self._kill(seen.folder)
+        try:
+            if not seen.is_deleted:
+                launcher.put(seen.folder, launcher.DELETED, {"at": time.time()})
+        except OSError as error:
+            raise _unwritten(seen, "deleted", "killed", error) from error
+        finally:
+            self._kill(seen.folder)
 
     def has_been_deleted(self, machine_id: str) -> bool:
         """Say whether nothing of it is left. What was started just when it was deleted is killed by this."""
@@ -512,13 +521,21 @@ class ProcessProvider(BaseProvider):
             if is_same and before.get("told"):
                 return
             asked = {"booted": booted, "at": before["at"] if is_same else boot_time()}
-            launcher.put(seen.folder, what, {**asked, "told": False})
+            unwritten: OSError | None = None
+            try:
+                launcher.put(seen.folder, what, {**asked, "told": False})
+            except OSError as error:
+                if what != launcher.STOP:  # it would end, and nobody would know that it is to be started again
+                    raise
+                unwritten = error
             # As it is after that: a launcher that has not read it has written its record.
             with suppress(ValueError):
                 record = launcher.read(seen.folder)
                 if record is not None and (what == launcher.STOP or record["booted"] == booted):
                     asked["booted"] = record["booted"]
                     _signal_process(record["pid"], record["began"], signal.SIGTERM)
+            if unwritten is not None:
+                raise _unwritten(seen, "stopped", "told", unwritten) from unwritten
             launcher.put(seen.folder, what, {**asked, "told": True})
 
     def _hasten(self, seen: _Seen) -> bool:
@@ -720,6 +737,13 @@ def _in_words(told: Mapping[str, Any], command: Sequence[str] | None) -> str:
         "fork": "No process could be started",
     }.get(str(told.get("step")), "It could not be launched")
     return f"{what}: {told['error']}."
+
+
+def _unwritten(seen: _Seen, what: str, done: str, error: OSError) -> ProviderError:
+    return ProviderError(
+        f"That {_name(seen)} is to be {what} cannot be written down in {seen.folder}: {error.strerror}. It was {done} "
+        "all the same. Make room there."
+    )
 
 
 def _failure(text: str, number: int | None, *, busy: bool = False) -> ProviderError:
