@@ -19,6 +19,8 @@ SETTING: Final = "MULTISERVER_SCHEDULE_SERVERS"
 PROVIDER_KEYS: Final = ("BACKEND", "MAX_SERVERS", "OPTIONS", "ONLY_ON")
 _FLEET: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,16}[a-z0-9])?")
 
+_PROVIDER: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
@@ -126,8 +128,11 @@ def _providers(value: object) -> dict[str, ProviderSettings]:
     providers = {}
     for name, entry in value.items():
         where = f"{SETTING}['PROVIDERS'][{name!r}]"
-        if not isinstance(name, str) or not name or len(name) > 64:
-            raise FleetError(f"{where}: the name of a provider should be a text of at most 64 characters.")
+        if not isinstance(name, str) or not _PROVIDER.fullmatch(name):
+            raise FleetError(
+                f"{where}: the name of a provider should have at most 64 letters, digits, dots, hyphens, underscores "
+                "and colons, such as 'web1'; it becomes a part of the name of its task."
+            )
         if not isinstance(entry, Mapping) or not isinstance(entry.get("BACKEND"), str):
             raise FleetError(f"{where} should be a dict with a 'BACKEND', a dotted path.")
         for key in entry:
@@ -141,7 +146,12 @@ def _providers(value: object) -> dict[str, ProviderSettings]:
             # Not the value: it may be a secret.
             raise FleetError(f"{where}['OPTIONS'] should be a dict, not {type(options).__name__}.")
         only_on = entry.get("ONLY_ON", ())
-        if isinstance(only_on, str) or not all(isinstance(each, str) for each in only_on):
-            raise FleetError(f"{where}['ONLY_ON'] should be a list of SERVER_NAMEs, not {only_on!r}.")
+        if not isinstance(only_on, list | tuple | set | frozenset) or not all(
+            isinstance(each, str) for each in only_on
+        ):
+            raise FleetError(
+                f"{where}['ONLY_ON'] should be a list of SERVER_NAMEs, such as ['web1'], not {only_on!r}. "
+                "Leave it out where each server may call the provider."
+            )
         providers[name] = ProviderSettings(entry["BACKEND"], most, dict(options), tuple(only_on))
     return providers

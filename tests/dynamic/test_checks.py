@@ -91,6 +91,14 @@ def test_a_project_with_a_provider_and_a_type_is_fine() -> None:
         ({"PROVIDER": {}}, "Did you mean 'PROVIDERS'"),
         ({"PROVIDERS": {"a": {"BACKEND": "x.Y", "MAX_SERVER": 3}}}, "Did you mean 'MAX_SERVERS'"),
         ({"POLL": 20}, "timedelta"),
+        *(
+            ({"PROVIDERS": {"a": {"BACKEND": "x.Y", "ONLY_ON": only_on}}}, "['a']['ONLY_ON'] should be a list of")
+            for only_on in (None, 5, "web1", ["web1", 5])
+        ),
+        *(
+            ({"PROVIDERS": {name: {"BACKEND": "x.Y"}}}, "should have at most 64 letters, digits, dots")
+            for name in ("my cloud", "a/b", "wölkchen", "", "x" * 65, 5)
+        ),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_helps(given: dict[str, Any], message: str) -> None:
@@ -156,7 +164,8 @@ def test_two_projects_of_a_user_on_a_host_are_told_to_have_names_of_their_own() 
 
 
 def test_whose_name_is_made_up_is_said_of_both_clouds_and_this_host() -> None:
-    assert ids(fleet=None, PROVIDERS={"a": provider(), "b": here(), "c": provider(Careful)}) == ["W002", "W002", "E002"]
+    found = ids(fleet=None, PROVIDERS={"a": provider(), "b": here(), "c": provider(Careful)})
+    assert sorted(found) == ["E002", "W002", "W002"]
 
 
 @pytest.mark.parametrize(
