@@ -17,9 +17,18 @@ _LONG: Final = 20 * MOST
 """More than this of either end of a text is not even looked at."""
 _NO_TEXT: Final = re.compile("[\\0\\ud800-\\udfff]")
 """What PostgreSQL does not keep, and halves of characters, which no database does: of file names, for one."""
-_SECRET: Final = re.compile(
-    r"pass(word|wd|phrase|code)?$|secret|token|(^|[_-]|[a-z])key$|credential|auth|dsn", re.IGNORECASE
+_WORD: Final = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+"""One of "API_KEY", "apiKey", "api-key": names are looked at by their words, so that an author is no "auth"."""
+_SECRET: Final = re.compile("(.*(secret|token|credential)|creds|dsn|authorization)s?")
+"""A word that tells of a secret wherever it stands."""
+_SECRET_LAST: Final = re.compile(
+    "(.*(password|passwd|passphrase|passcode|pwd)s?|(?!bypass|compass).*pass|o?auth|"
+    ".*(api|access|account|auth|encryption|master|private|secret|shared|signing)key)"
 )
+"""One that does so at the end of a name: the file of a password, or the URL where one logs in, is none."""
+_SECRET_TOGETHER: Final = re.compile("pass(word|wd|phrase|code)s?$")
+_OPEN_KEYS: Final = frozenset(("cache", "foreign", "host", "partition", "primary", "pub", "public", "sort", "ssh"))
+"""What may be said is a key of these, any other may open something."""
 _IN_URL: Final = re.compile(
     r"""
     (?<=://)
@@ -40,7 +49,16 @@ _STANDS: Final = "$<{"
 
 def is_secret(name: object) -> bool:
     """Say whether an option or an entry of a configuration is called as secrets are: "api_key", "password", …"""
-    return _SECRET.search(str(name)) is not None
+    words = [word.lower() for word in _WORD.findall(str(name))]
+    if not words:
+        return False
+    *before, last = words
+    return (
+        any(map(_SECRET.fullmatch, words))
+        or _SECRET_LAST.fullmatch(last) is not None
+        or _SECRET_TOGETHER.search("".join(words)) is not None
+        or (last == "key" and not (before and before[-1] in _OPEN_KEYS))
+    )
 
 
 def has_password(text: str) -> bool:

@@ -54,6 +54,41 @@ def test_an_address_without_a_password_is_left_as_it_is(text: str) -> None:
     assert not hiding.has_password(text)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "password",
+            "PGPASSWORD",
+            "db_passwd",
+            "passphrase",
+            "PassWord",
+            "RABBITMQ_DEFAULT_PASS",
+            "dbpass",
+            "password2",
+        ),
+        *("MYSQL_PWD", "DB_PWD", "pwd", "userPwd", "secret", "AWS_SECRET_ACCESS_KEY", "clientSecret", "clientsecret"),
+        *("token", "API_TOKEN", "api-tokens", "authtoken", "key", "api_key", "apiKey", "APIKEY", "private_key"),
+        *("ssh_private_key", "STRIPE_KEY", "credential", "googleCredentials", "auth", "REDISCLI_AUTH", "SENTRY_DSN"),
+        "Authorization",
+    ],
+)
+def test_a_name_with_a_word_for_a_secret_is_that_of_a_secret(name: str) -> None:
+    assert hiding.is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("TOKENIZERS_PARALLELISM", "author", "AUTHORS", "authorized_networks", "authority", "ssh_key", "public_key"),
+        *("sshPublicKey", "sort-key", "monkey", "key_name", "compass", "bypass", "secretary", "auth_url", "", "5", 5),
+        *("PASSWORD_FILE", "size", "keyboard"),
+    ],
+)
+def test_a_name_that_only_looks_like_that_of_a_secret_is_none(name: object) -> None:
+    assert not hiding.is_secret(name)
+
+
 @pytest.mark.parametrize("text", ["https://$TOKEN@host/", "https://u:$TOKEN@host/", "amqp://{name}:{key}@host/"])
 def test_what_stands_for_a_password_is_none(text: str) -> None:
     assert not hiding.has_password(text)
