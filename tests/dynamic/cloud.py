@@ -56,9 +56,10 @@ class Cloud:
 
     def fail(self, call: str, what: str, times: int = 1, **more: Any) -> None:
         """
-        Let the next calls fail: "busy", "full", "refused", "lost" (before anything is done), "done" (after it was
-        done), "crash" (as a driver's own fault), "slow" (for ``seconds``), "word" (an unknown state), "blind" (it shows
-        nothing). "die" and "die-done" kill whoever calls, before and after it was done; "stop" stops it, before.
+        Let the next calls fail: "busy" (which may say when to come again: ``retry_after`` in seconds), "full",
+        "refused", "lost" (before anything is done), "done" (after it was done), "crash" (as a driver's own fault),
+        "slow" (for ``seconds``), "word" (an unknown state), "blind" (it shows nothing). "die" and "die-done" kill
+        whoever calls, before and after it was done; "stop" stops it, before.
         """
         with self.state() as state:
             state["faults"].append({"call": call, "what": what, "times": times, **more})
@@ -144,6 +145,8 @@ class FolderProvider(BaseProvider):
             os.kill(os.getpid(), signal.SIGKILL if what == "die" else signal.SIGSTOP)
             # Another thread may be told of it, and this one go on for a moment.
             time.sleep(0.1)
+        if fault and "retry_after" in fault:
+            raise ProviderBusy(f"{name}: {what}", retry_after=timedelta(seconds=fault["retry_after"]))
         if what in ERRORS:
             raise ERRORS[what](f"{name}: {what}")
         if what == "crash":

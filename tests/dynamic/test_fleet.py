@@ -46,6 +46,14 @@ def test_increase_and_decrease_count_from_what_is_wanted(site: Site) -> None:
     assert fleet.decrease(9) == 0
 
 
+def test_an_order_for_none_more_or_none_fewer_changes_nothing(site: Site) -> None:
+    """Nor does it begin anew what a decision waits for."""
+    fleet.ensure(2)
+    before = ledger.targets().values().get()
+    assert [fleet.increase(0), fleet.decrease(0)] == [2, 2]
+    assert ledger.targets().values().get() == before
+
+
 def test_orders_beyond_the_bounds_do_not_add_up(site: Site) -> None:
     fleet.register_server_type(ServerType("worker").between(1, 4))
     assert [fleet.ensure(4, "worker"), fleet.increase(10, "worker"), fleet.decrease(1, "worker")] == [4, 4, 3]
@@ -653,6 +661,17 @@ def test_a_source_that_tells_nothing_keeps_the_count_from_falling(site: Site) ->
     loads[1] = Load(waiting=0)
     site.later(MINUTE)
     assert site.monitor()[0].wanted == 0
+
+
+def test_a_queue_in_which_nothing_waits_need_not_say_for_how_long(site: Site) -> None:
+    waits = timedelta(seconds=1)
+    kind = ServerType("default").scale_on(
+        lambda: Load(waiting=0), lambda: Load(waiting=1, oldest=waits), waited={MINUTE: 1}
+    )
+    fleet.register_server_type(kind.stabilization(down=timedelta(0)))
+    fleet.ensure(3)
+    site.monitor()
+    assert fleet.wanted_count() == 0
 
 
 def let_go(site: Site, *told_then: Load) -> str:

@@ -166,6 +166,15 @@ def test_a_machine_whose_row_was_closed_by_hand_is_ended_when_its_provider_is_ba
     assert site.statuses() == {}
 
 
+def test_an_orphan_that_has_a_row_now_counts_once_towards_the_limit(site: Site) -> None:
+    site.options(looks=1000)
+    for number in range(2):
+        site.cloud.put(f"stranger{number}")
+    site.reconcile()
+    assert ledger.provider("folder").unknown == 0
+    assert (ledger.used_at("folder"), len(site.cloud.machines)) == (2, 2)
+
+
 def test_an_orphan_is_drained_under_the_name_of_its_machine(site: Site) -> None:
     asked: list[str] = []
     fleet.register_server_type(ServerType("worker").drain_with(lambda server: int(asked.append(server.name) or 0)))

@@ -45,6 +45,14 @@ def test_servers_of_a_type_that_was_made_a_moment_ago_are_left_alone_by_who_does
     assert site.statuses() == {"new": 1}
 
 
+def test_the_first_server_of_a_type_that_has_a_minimum_is_left_alone_by_who_does_not_know_it(site: Site) -> None:
+    """Nobody has ordered it, and its type was not planned for before."""
+    fleet.register_server_type(ServerType("new").between(1, 3))
+    planner.bring_about(now=site.now)
+    assert site.statuses() == {"new": 1}
+    assert planner.left_alone(ledger.target("new"), site.now) != ""
+
+
 def test_servers_of_a_type_that_nobody_has_known_for_a_while_are_let_go_and_until_then_one_is_told(site: Site) -> None:
     fleet.register_server_type(ServerType("old"))
     fleet.ensure(1, "old")
@@ -94,6 +102,37 @@ def test_the_list_says_why_servers_of_an_unknown_type_stay(site: Site) -> None:
     ledger.targets().update(registered_at=now - planner.UNKNOWN_FOR)
     [line] = operate.type_lines("new")
     assert (line.wanted, line.left_alone) == (0, "")
+
+
+# -- where servers are made -------------------------------------------------------------------------------------------
+
+
+def two_providers(site: Site, **limits: int) -> None:
+    """Have these entries in the settings, each for so many machines."""
+    given = site.settings.MULTISERVER_SCHEDULE_SERVERS
+    entry = given["PROVIDERS"]["folder"]
+    entries = {name: {**entry, "MAX_SERVERS": limit} for name, limit in limits.items()}
+    site.settings.MULTISERVER_SCHEDULE_SERVERS = {**given, "PROVIDERS": entries}
+
+
+def test_what_one_type_is_about_to_have_made_leaves_no_room_for_another_one(site: Site) -> None:
+    two_providers(site, a=4, b=4)
+    fleet.register_server_type(ServerType("aa").provider("a"))
+    fleet.register_server_type(ServerType("bb").provider("a", "b"))
+    fleet.ensure(4, "aa")
+    fleet.ensure(2, "bb")
+    planner.bring_about(now=site.now)
+    assert [(server.type, server.provider) for server in site.servers()] == [("aa", "a")] * 4 + [("bb", "b")] * 2
+
+
+def test_while_a_provider_is_left_alone_after_failures_the_next_one_is_taken(site: Site) -> None:
+    two_providers(site, a=4, b=4)
+    fleet.register_server_type(ServerType("bb").provider("a", "b"))
+    row = ledger.provider("a")
+    ledger.providers().filter(pk=row.pk).update(failures=3, not_before=site.now + 10 * MINUTE)
+    fleet.ensure(1, "bb")
+    planner.bring_about(now=site.now)
+    assert [server.provider for server in site.servers()] == ["b"]
 
 
 # -- servers that do not live -----------------------------------------------------------------------------------------

@@ -73,6 +73,17 @@ def test_the_limit_is_exact_and_what_is_short_is_said(site: Site, heard: Callabl
     assert len(told) == 1, "said once, and not with every pass"
 
 
+def test_it_is_short_since_it_first_was_whatever_the_reasons_were_since(site: Site) -> None:
+    fleet.ensure(7)
+    site.passes(1)
+    first = ledger.target("default")
+    fleet.ensure(9)
+    site.passes(1)
+    row = ledger.target("default")
+    assert row.short_because != first.short_because
+    assert row.short_since == first.short_since is not None
+
+
 def test_what_the_provider_really_has_counts_towards_the_limit(site: Site) -> None:
     site.settings.MULTISERVER_SCHEDULE_SERVERS["ORPHANS"] = "report"
     for number in range(3):
@@ -100,6 +111,19 @@ def test_an_answer_that_was_lost_before_the_machine_was_made_leads_to_one_when_i
     site.passes(3)
     assert site.statuses() == {"running": 1}
     assert site.cloud.made == 1
+
+
+def test_a_server_that_is_not_wanted_any_more_is_given_up_when_its_machine_cannot_be_made_any_more(site: Site) -> None:
+    """Its creation may be under way still, at a provider that shows what it has made at once."""
+    site.options(settles=0)
+    fleet.ensure(1)
+    site.monitor()
+    ledger.servers().update(status="stopping", unanswered_at=site.now, next_step_at=site.now)
+    fleet.ensure(0)
+    site.passes(2)
+    assert site.statuses() == {"stopping": 1}
+    site.settle()
+    assert site.statuses() == {}
 
 
 def test_a_provider_that_takes_keys_is_asked_again_at_once(site: Site) -> None:
@@ -145,6 +169,15 @@ def test_a_throttled_creation_is_tried_again_by_itself(site: Site) -> None:
     site.settle()
     assert site.statuses() == {"running": 1}
     assert site.cloud.calls.count("find_by_tag") == 0, "it certainly made nothing"
+
+
+def test_a_provider_that_says_when_to_come_again_is_not_called_before(site: Site) -> None:
+    site.cloud.fail("create_server", "busy", retry_after=300)
+    fleet.ensure(1)
+    site.passes(12)  # four minutes
+    assert site.cloud.calls.count("create_server") == 1
+    site.passes(5)
+    assert site.statuses() == {"running": 1}
 
 
 def test_a_machine_that_never_starts_hangs_after_ten_minutes_and_is_deleted_and_replaced(
@@ -228,6 +261,18 @@ def test_a_second_machine_with_the_same_key_is_ended_and_the_first_one_kept(site
     assert site.statuses() == {"running": 1}
 
 
+def test_the_first_machine_is_kept_also_where_the_second_one_is_listed_before_it(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    server = site.servers()[0]
+    site.cloud.put("m-double", key=server.key, name=server.name)
+    with site.cloud.state() as state:
+        state["machines"][server.machine_id] = state["machines"].pop(server.machine_id)
+    site.passes(10)
+    assert set(site.cloud.machines) == {server.machine_id}
+    assert site.statuses() == {"running": 1}
+
+
 def test_a_machine_that_somebody_deleted_is_noticed_and_replaced(site: Site) -> None:
     fleet.ensure(1)
     site.settle()
@@ -248,6 +293,16 @@ def test_a_machine_that_a_list_leaves_out_is_asked_for_by_its_name_before_it_is_
     site.passes(10)
     server.refresh_from_db()
     assert server.status == "running"
+
+
+def test_a_machine_that_was_never_answered_for_is_not_missing(site: Site) -> None:
+    """There may be none yet: it is looked up by its key, and by no other name."""
+    site.options(settles=100)
+    site.cloud.fail("create_server", "lost")
+    fleet.ensure(1)
+    site.passes(4)
+    assert [server.missing_since for server in site.servers()] == [None]
+    assert "has_been_deleted" not in site.cloud.calls
 
 
 def test_a_machine_that_has_stopped_by_itself_is_cleaned_up_and_replaced(site: Site) -> None:
@@ -280,6 +335,18 @@ def test_a_reboot_that_is_asked_for_while_a_server_starts_comes_when_it_is_up(si
     site.settle()
     machine = next(iter(site.cloud.machines.values()))
     assert (machine["boots"], site.statuses()) == (2, {"running": 1})
+
+
+def test_a_server_that_reboots_and_is_not_wanted_any_more_is_ended_without_waiting_for_it(site: Site) -> None:
+    fleet.ensure(1)
+    site.settle()
+    site.options(looks=1000)
+    fleet.reboot()
+    site.reconcile()
+    assert site.statuses() == {"rebooting": 1}
+    fleet.ensure(0)
+    site.passes(2)
+    assert site.statuses() == {"stopping": 1}
 
 
 @pytest.mark.parametrize("what", ["busy", "lost", "done", "crash"])
