@@ -16,17 +16,23 @@ from pathlib import Path
 import pytest
 from django.test import override_settings
 
+from multiserver_schedule.conf import Settings
 from multiserver_schedule.cron import Cron
+from multiserver_schedule.cycle import Cycle
+from multiserver_schedule.cycle import Store as LockStore
+from multiserver_schedule.due import Policy
 from multiserver_schedule.entries import Row, ScheduledTask
+from multiserver_schedule.history import History
 from multiserver_schedule.locks.base import BaseLock
 from multiserver_schedule.locks.cache import CacheLock
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import CleanupLog, ScheduledRun
+from multiserver_schedule.testing.contract import declare
 
 from . import caches, servers
 from .fleet.checker import Told, check, interval
 from .fleet.harness import CACHE_LOCK, HISTORY_IN_SQLITE, REDIS, Fleet, Forked
-from .simulation import World, accounted, expected, ran
+from .simulation import SimulatedRunner, World, accounted, expected, ran
 from .stores import Store
 from .test_fleet_faults import LOOK_EVERY, SEEDS, evidence
 
@@ -212,6 +218,94 @@ def test_a_run_whose_server_was_killed_is_cleaned_up_where_it_was_before_the_tas
     after = ScheduledRun.objects.using(store.alias).filter(task="slow", started_at__gt=cleanup.cleaned_at)
     assert [run.due_at for run in after] == [NOON + 15 * MINUTE]
     assert after[0].fence > cleanup.fence
+
+
+@HISTORY_IN_SQLITE
+def test_a_pause_moves_with_its_task(store: Store, move: tuple[str, str]) -> None:
+    here, there = move
+    sim = world(store, move, 3)
+    sim.advance(3 * MINUTE)
+    lock = lock_of(store, here)
+    lock.pause(["often"], reason="the bank is down", now=sim.now)
+    lock.close()
+    before = ran(store.alias, "often")
+    sim.versions = dict.fromkeys(sim.versions, version(there, there))
+    sim.advance(3 * MINUTE)
+    end(sim)
+    paused = {row.task: row.paused_reason for row in rows(store, there) if row.paused}
+    assert paused == {"often": "the bank is down"}
+    assert ran(store.alias, "often") == before != []
+
+
+@HISTORY_IN_SQLITE
+def test_the_break_after_a_run_that_ends_where_the_task_was_before_is_kept_where_it_goes_on(
+    store: Store, move: tuple[str, str]
+) -> None:
+    there = move[1]
+    breaks = 2 * MINUTE
+    old, new = (
+        {"resting": dataclasses.replace(task("resting", lock), min_break=breaks), "settled": task("settled", there)}
+        for lock in move
+    )
+    sim = world(store, move, 9)
+    sim.versions = dict.fromkeys(sim.versions, old)
+    sim.duration = lambda row: timedelta(seconds=90) if row == "resting" else timedelta(seconds=1)
+    runs = ScheduledRun.objects.using(store.alias).filter(task="resting").exclude(status="skipped")
+    while not runs.filter(status="running"):
+        sim.advance(MINUTE)
+    sim.versions = dict.fromkeys(sim.versions, new)
+    moved_at = sim.now
+    sim.advance(6 * MINUTE)
+    end(sim)
+    last = runs.filter(started_at__lte=moved_at).latest("started_at")
+    following = runs.filter(started_at__gt=moved_at).earliest("started_at")
+    assert last.finished_at is not None and following.started_at is not None
+    assert last.finished_at > moved_at
+    assert following.started_at - last.finished_at >= breaks
+
+
+class Left(ORMLock):
+    """A store that a task has left, and its row there."""
+
+    def __init__(self, store: Store, alias: str, row: Row) -> None:
+        super().__init__(alias, {"using": store.alias})
+        self.row = row
+
+    def leave(self, names: Sequence[str], *, to: str, now: datetime | None = None) -> list[Row]:
+        return [self.row]
+
+
+@pytest.mark.parametrize("ages", [(1, 5), (5, 1)])
+def test_of_two_stores_that_had_a_task_the_one_that_ran_it_last_says_what_has_run(
+    store: Store, ages: tuple[int, int]
+) -> None:
+    often = task("often", "orm")
+    lasts = [NOON - age * MINUTE for age in ages]
+    left = [
+        Row(
+            pk=0,
+            task="often",
+            fingerprint=often.fingerprint,
+            last_due_at=last,
+            schedule_since=NOON - 60 * MINUTE,
+            next_due_at=last + MINUTE,
+            not_before=last,
+        )
+        for last in lasts
+    ]
+    here = lock_of(store, "orm")
+    locks = [here, *(Left(store, f"left{number}", row) for number, row in enumerate(left))]
+    nothing, everything = declare(), declare(often)
+    stores = [
+        LockStore(lock=lock, history=History(store.alias), declared=everything if lock is here else nothing)
+        for lock in locks
+    ]
+    runner = SimulatedRunner(World(alias=store.alias, now=NOON))
+    Cycle(stores=stores, runner=runner, settings=Settings(server_name="web1"), policy=Policy()).sync(
+        stores[0], now=NOON
+    )
+    (row,) = here.rows(["often"])
+    assert row.last_due_at == max(lasts)
 
 
 # -- with real processes ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from multiserver_schedule.exceptions import UnsafeTransaction
 from multiserver_schedule.history import Afterwards
 from multiserver_schedule.locks.base import BaseLock, CleanupRecorder, Declarations, Look
 from multiserver_schedule.locks.cache import CacheLock
+from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
 from multiserver_schedule.testing.contract import Notes, Server
 
@@ -391,6 +392,23 @@ def test_another_run_than_the_one_that_was_seen_is_not_freed_in_its_place() -> N
     with pytest.raises(operate.UnlockRefused, match="not held by the run that you saw any more: held by web9 since"):
         operate.unlock("a.cached", owner="another-owner", force=True)
     assert lines()["a.cached"].holder == "web9"
+
+
+def test_a_run_that_has_just_taken_the_lock_over_is_not_freed_in_the_place_of_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_database(renewed=31 * SECOND)
+    free = ORMLock.free
+
+    def too_late(lock: ORMLock, *args: Any, **more: Any) -> Cleanup | None:
+        ScheduledLock.objects.update(owner="the-next-owner", server="web2")
+        return free(lock, *args, **more)
+
+    monkeypatch.setattr(ORMLock, "free", too_late)
+    with pytest.raises(operate.UnlockRefused, match=r"is not held by web9 .* any more: it was freed meanwhile"):
+        operate.unlock("a.orm")
+    assert ScheduledLock.objects.get().owner == "the-next-owner"
+    assert not CleanupLog.objects.exists()
 
 
 @pytest.mark.parametrize("name", ["a.orm", "a.cached"])

@@ -226,6 +226,15 @@ def test_a_holder_that_renews_meanwhile_keeps_its_lease() -> None:
     assert not CleanupLog.objects.exists()
 
 
+def test_the_longest_lease_of_all_that_are_stuck_is_waited_for() -> None:
+    web1 = site()
+    hold(web1, "a.b", lease=30 * SECOND)
+    hold(web1, "a.c", lease=180 * SECOND)
+    waited: list[tuple[timedelta, list[str]]] = []
+    operate.set_clock_right(wait=lambda span, names: waited.append((span, list(names))))
+    assert waited == [(180 * SECOND, ["a.b", "a.c"])]
+
+
 def test_who_has_taken_the_lock_meanwhile_keeps_it() -> None:
     web1 = site()
     claim = hold(web1)

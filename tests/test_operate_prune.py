@@ -129,6 +129,21 @@ def test_rows_of_gone_servers_in_a_cache_are_forgotten(cache_store: CacheStore, 
     lock.close()
 
 
+def test_a_pause_on_a_server_that_is_away_for_long_is_not_forgotten_in_a_cache(
+    cache_store: CacheStore, settings: Any
+) -> None:
+    """What is paused is overdue all the time, which says nothing of its server."""
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "LOCKS": {"cache": IN_CACHE}}
+    schedule.call("time.sleep", 0).daily().on_every_server().lock_with("cache").name("a.cached")
+    lock = CacheLock("cache", IN_CACHE["OPTIONS"])
+    seen("web1", timezone.now(), lock)
+    seen("old9", timezone.now() - 40 * DAY, lock)
+    lock.pause(["a.cached@old9"])
+    assert operate.prune().forgotten == ()
+    assert [row.task for row in lock.rows()] == ["a.cached@old9", "a.cached@web1"]
+    lock.close()
+
+
 # -- rows that are not declared ---------------------------------------------------------------------------------------
 
 

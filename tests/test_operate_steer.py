@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -13,15 +14,17 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError, transaction
 from django.utils import timezone as here
 
-from multiserver_schedule import operate, schedule
+from multiserver_schedule import operate, schedule, service
 from multiserver_schedule.declare import registry
-from multiserver_schedule.entries import Row
+from multiserver_schedule.entries import Claim, Row
 from multiserver_schedule.exceptions import StoreRefused, StoreTimeout, UnsafeTransaction
 from multiserver_schedule.history import Afterwards, History
 from multiserver_schedule.locks.base import BaseLock
 from multiserver_schedule.locks.cache import CacheLock
 from multiserver_schedule.locks.orm import ORMLock
-from multiserver_schedule.models import ScheduledLock, ScheduledRun, ScheduleState
+from multiserver_schedule.models import CleanupLog, ScheduledLock, ScheduledRun, ScheduleState
+from multiserver_schedule.run.base import boot_time
+from multiserver_schedule.run.inline import InlineRunner
 from multiserver_schedule.testing.contract import Notes, Server
 
 from .caches import CacheStore
@@ -287,6 +290,24 @@ def test_what_is_resumed_in_a_cache_is_not_paused_again_by_a_loss(cached: Site) 
     assert cached.server("a.cached").due(now() + 2 * HOUR) == ["a.cached"]
 
 
+def test_a_task_is_resumed_in_a_cache_only_when_the_database_notes_no_pause_of_it_any_more(
+    cached: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that registers it anew in between would take the pause up again."""
+    operate.pause(["a.cached"])
+    kind = type(cached.lock)
+    resume = kind.resume
+    noted: list[object] = []
+
+    def seen(lock: BaseLock, *args: Any, **more: Any) -> Any:
+        noted.append(History("default").paused("cache"))
+        return resume(lock, *args, **more)
+
+    monkeypatch.setattr(kind, "resume", seen)
+    operate.resume(["a.cached"])
+    assert noted == [{}]
+
+
 def test_everything_that_is_paused_in_a_cache_is_seen_with_the_reason(cached: Site) -> None:
     operate.pause(None, lock="cache", reason="deploy")
     line = state("a.cached")
@@ -450,6 +471,37 @@ def test_the_list_shows_what_a_task_owes(site: Site) -> None:
     ScheduledLock.objects.filter(task="a.orm").update(retry_at=at, attempt=2)
     line = state("a.orm")
     assert (line.retry_at, line.attempt, line.attempts) == (at, 2, 2)
+
+
+# -- a run by hand, at once -------------------------------------------------------------------------------------------
+
+
+def test_a_claim_whose_answer_came_late_counts_its_lease_from_when_it_was_made(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sent in an earlier step: others may take the lock as soon as its lease is over by the store's clock."""
+    claim, run = ORMLock.claim, InlineRunner.run
+    left: list[float] = []
+
+    def of_before(lock: ORMLock, *args: Any, **more: Any) -> list[Claim]:
+        ago = timedelta(seconds=10)
+        return [dataclasses.replace(each, acquired_at=each.acquired_at - ago) for each in claim(lock, *args, **more)]
+
+    def noted(runner: InlineRunner, claim: Claim, *, until: float, finish_by: float | None) -> None:
+        left.append(until - boot_time())
+        run(runner, claim, until=until, finish_by=finish_by)
+
+    monkeypatch.setattr(ORMLock, "claim", of_before)
+    monkeypatch.setattr(InlineRunner, "run", noted)
+    assert service.run_once(trigger="a.orm", inline=True, verbosity=0).status == 0
+    assert len(left) == 1
+    assert left[0] < 20.5
+
+
+def test_what_a_dead_server_holds_is_freed_for_a_run_by_hand(site: Site) -> None:
+    dead = site.server("a.orm", name="web2").must_run(now() - timedelta(minutes=2))
+    assert service.run_once(trigger="a.orm", inline=True, verbosity=0).status == 0
+    assert CleanupLog.objects.get().owner == dead.owner
 
 
 # -- the timeline -----------------------------------------------------------------------------------------------------

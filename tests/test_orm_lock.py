@@ -365,6 +365,19 @@ def test_overlapping_runs_take_slots(lock: ORMLock, notes: Notes, both: Server) 
     assert len(both.claim(again, now=THREE + LEASE, slots=1)) == 1
 
 
+def test_a_lock_and_a_run_of_the_same_number_take_two_slots(store: Store, lock: ORMLock, notes: Notes) -> None:
+    names = ("a", "b", "c")
+    tasks = {name: a_task(name, overlap="allow" if name == "b" else "skip") for name in names}
+    web1 = Server(lock, notes, *tasks.values())
+    web1.sync(HALF_PAST_TWO)
+    due = {name: web1.occurrence(THREE, task) for name, task in tasks.items()}
+    first, beside = web1.claim(due["a"], due["b"], now=THREE, slots=2)
+    run_of(store, first).delete()
+    ScheduledRun.objects.using(store.alias).filter(owner=beside.owner).update(id=due["a"].pk)
+    assert web1.claim(due["c"], now=THREE, slots=2) == []
+    assert len(web1.claim(due["c"], now=THREE, slots=3)) == 1
+
+
 # -- state -------------------------------------------------------------------------------------------------------------
 
 

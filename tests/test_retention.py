@@ -106,6 +106,15 @@ def test_the_newest_scheduled_row_stays_for_a_lock_that_has_lost_its_data(diary:
     assert History(diary.using).last_due(["a"]) == {"a": scheduled.due_at}
 
 
+def test_the_newest_scheduled_row_stays_also_where_it_was_caught_up(diary: Diary) -> None:
+    diary.run("a", NOW - 60 * DAY, trigger="schedule")
+    caught_up = diary.run("a", NOW - 50 * DAY, trigger="catch_up")
+    by_hand = diary.run("a", NOW - 40 * DAY, trigger="manual")
+    diary.prune(runs=0)
+    assert diary.left("a") == [caught_up.due_at, by_hand.due_at]
+    assert History(diary.using).last_due(["a"]) == {"a": caught_up.due_at}
+
+
 def test_what_was_not_pruned_by_age_is_not_counted_twice(diary: Diary) -> None:
     diary.runs("a", 10, NOW - 60 * DAY)
     diary.runs("a", 10, NOW - DAY)

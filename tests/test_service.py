@@ -913,6 +913,21 @@ def test_a_pass_stays_for_an_attempt_that_no_later_one_would_see_in_time(stage: 
     assert 12 <= stage.boot - began <= 20
 
 
+def test_a_pass_has_not_failed_where_a_run_s_own_conditions_said_no(stage: Stage) -> None:
+    stage.outcome = lambda claim: Outcome(status="skipped", reason="when() said no", started=False)
+    stage.passes(minutely())  # which registers it
+    stage.go_on(stage.boot + 31)
+    assert stage.passes(minutely()) == 0
+    assert len(stage.runner.started) == 1
+
+
+def test_a_pass_asks_a_store_that_is_silent_for_one_lease_and_then_leaves_it_to_the_next_pass(stage: Stage) -> None:
+    stage.lock.away = lambda: StoreTimeout("no answer")
+    began = stage.boot
+    assert stage.passes(minutely()) == 1
+    assert 10 < stage.boot - began < conf.Settings().lease.total_seconds() + 2
+
+
 @pytest.mark.parametrize(("verbosity", "explains"), [(0, False), (1, False), (2, True)])
 def test_only_who_asks_for_more_is_told_what_keeps_everything_back(verbosity: int, explains: bool) -> None:
     """To tell anything begins a process, and what is paused takes a statement: an idle pass has neither."""
