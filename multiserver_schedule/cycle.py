@@ -192,7 +192,7 @@ class Cycle:
         if found.moving:
             self._arrive(store, found.moving, step, now)
         for occurrence, row in found.resting:
-            if self._is_ours(occurrence):
+            if self._is_still_tried(occurrence):
                 step.no_later_than(when(row.not_before) + 0.01)
         self._wait_for_attempts(store, look, step, when)
         for moment in (found.next_at, found.put_off_to):
@@ -325,7 +325,8 @@ class Cycle:
         task = store.declared.task_of(row.task)
         return task is not None and task.timetable.is_subminute and row.next_due_at <= first + self.hand_over
 
-    def _is_ours(self, occurrence: Occurrence) -> bool:
+    def _is_still_tried(self, occurrence: Occurrence) -> bool:
+        """Has it not been given up yet, after so many tries in vain?"""
         return self._tried.get(_key(occurrence), 0) < _TRIES
 
     def _reap(self, store: Store, now: datetime | None) -> None:
@@ -339,7 +340,7 @@ class Cycle:
         self, store: Store, found: Plan, step: Step, when: Callable[[datetime], float], now: datetime | None
     ) -> None:
         # A service has no successor: what it has tried in vain, it tries at each of its looks.
-        ready = [each for each in found.ready if self.hand_over is None or self._is_ours(each)]
+        ready = [each for each in found.ready if self.hand_over is None or self._is_still_tried(each)]
         offered = ready if self.runner.at_once is None else ready[: max(0, self.runner.at_once - len(self.running))]
         claims = self._take_up(store, offered, when, now)
         step.claimed += len(claims)
@@ -426,7 +427,7 @@ class Cycle:
                 self._offered[key] = occurrence
             if not full:
                 self._tried[key] = self._tried.get(key, 0) + 1
-            if self._is_ours(occurrence):
+            if self._is_still_tried(occurrence):
                 step.no_later_than(boot_time() + (1.0 if full else _AGAIN))
 
     def _tell_who_was_slower(self, store: Store, found: Plan) -> None:
@@ -490,7 +491,7 @@ class Cycle:
                 step.no_later_than(boot_time() + (5.0 if patient else 1.0))
             elif alive and occurrence.task.catch_up != EVERY_MISSED:
                 skips.append(Skip(occurrence=occurrence, reason="held", holder=row.server, held_since=row.acquired_at))
-            elif self._is_ours(occurrence):
+            elif self._is_still_tried(occurrence):
                 # Alive or dead? Its next renewal tells, or the end of its lease: until then the due time stays open.
                 renewal = (row.renewed_at or look.now) + self.settings.heartbeat + timedelta(seconds=0.5)
                 moment = min(renewal, row.expires_at or renewal)

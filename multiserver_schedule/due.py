@@ -17,7 +17,7 @@ from .entries import EVERY_MISSED, WAITING, Occurrence, Row, ScheduledTask, Skip
 
 LONGEST_DEFAULT_CATCH_UP: Final = timedelta(hours=6)
 SHORTEST_DEFAULT_CATCH_UP: Final = timedelta(minutes=1)
-DEFAULT_BREAK: Final = timedelta(seconds=10)  # the seeds' ten seconds, for anything from a minute up
+DEFAULT_BREAK: Final = timedelta(seconds=10)  # for anything from a minute up; below, a sixth of the period
 SLOW_START: Final = timedelta(seconds=60)
 """A pass that cron starts this late still loses nothing, whatever the catch-up window says."""
 

@@ -23,6 +23,8 @@ SkipReason = Literal["held", "filtered", "missed"]
 CleanupReason = Literal["lease_expired", "overran", "runner_lost", "released_by_hand"]
 Moment = Literal["before", "after", "success", "failure"]
 
+SCHEDULED: Final[tuple[Trigger, ...]] = ("schedule", "catch_up")
+"""The triggers of the schedule itself: by their due times a lock learns which one was the last."""
 EVERY_MISSED: Final = "all"
 """The catch-up that runs each missed due time, oldest first, instead of the latest alone."""
 WAITING: Final = ("queue_one", "cancel_other")
@@ -395,7 +397,10 @@ class ReleasedClaim:
     outcome: Outcome
     min_break: timedelta
     cleanup: CleanupReason | None = None
-    """"overran" when the run was ended at its limit: the release is then a clean-up, and leaves its trace."""
+    """
+    "overran" when the run was ended at its limit, "runner_lost" when the process that ran it died: the release is then
+    a clean-up, and leaves its trace.
+    """
     retry_in: timedelta | None = None
     """When the due time is to be tried again; the store minds it only while no newer one has come."""
 

@@ -14,7 +14,7 @@ from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, 
 from django.db.models import Case, DateTimeField, F, Max, QuerySet, Value, When
 
 from .database import Line
-from .entries import Claim, Cleanup, Outcome, ReleasedClaim, Skip, Trigger
+from .entries import SCHEDULED, Claim, Cleanup, Outcome, ReleasedClaim, Skip, Trigger
 from .models import CleanupLog, ScheduledRun, ScheduleState
 
 ABANDONED: Final[Mapping[str, str]] = {
@@ -187,7 +187,7 @@ class History:
         """Return the last due time of each row that was run or given up, as far as it is recorded."""
         found: dict[str, datetime] = {}
         for batch in self._batches(sorted(set(names))):
-            known = self._runs().filter(task__in=batch, trigger__in=("schedule", "catch_up"))
+            known = self._runs().filter(task__in=batch, trigger__in=SCHEDULED)
             found.update(known.values_list("task").annotate(Max("due_at")))
         return found
 

@@ -1,8 +1,9 @@
 """
 The keeper: look → attend → wait, turn after turn. It owns the clock, and the patience with a store that is away.
 
-It runs no user code. ``one_pass`` is what cron starts; ``forever`` is a service, which looks again and again until it
-is told to end; ``by_hand`` runs one task for somebody who waits for it.
+It runs no user code but a callable MAINTENANCE_MODE, which has a second to answer. ``one_pass`` is what cron starts;
+``forever`` is a service, which looks again and again until it is told to end; ``by_hand`` runs one task for somebody
+who waits for it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from django.db.models import Count, F, Max, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
 
 from .database import is_conflict
+from .entries import SCHEDULED
 from .models import CleanupLog, ScheduledRun
 
 BATCH: Final = 500
@@ -26,7 +27,6 @@ BATCH: Final = 500
 LARGEST: Final = 900
 _PAGE: Final = 20_000
 _TRIES: Final = 5
-_SCHEDULED: Final = ("schedule", "catch_up")
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Retention:
         tasks = self._runs().values("task")
         counted = tasks.annotate(
             newest=Max("pk"),
-            last_due=Max("due_at", filter=Q(trigger__in=_SCHEDULED)),
+            last_due=Max("due_at", filter=Q(trigger__in=SCHEDULED)),
             successes=Count("pk", filter=Q(status="succeeded")),
         )
         most = 0
@@ -91,7 +91,7 @@ class Retention:
 
     def _is_kept(self, pk: int, task: str, due_at: datetime, trigger: str) -> bool:
         # A task that came since has only new rows, the newest of which is not in what is old.
-        return pk == self._newest.get(task) or (trigger in _SCHEDULED and due_at == self._last_due.get(task))
+        return pk == self._newest.get(task) or (trigger in SCHEDULED and due_at == self._last_due.get(task))
 
     def _old(self, limit: datetime) -> Iterator[list[int]]:
         after = 0

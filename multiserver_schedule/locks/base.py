@@ -149,7 +149,7 @@ class BaseLock(ABC):
 
     @abstractmethod
     def rows(self, names: Iterable[str] | None = None) -> list[Row]:
-        """Return the rows of these names (of all, for None), for people and for tests."""
+        """Return the rows of these names (of all, for None) as they are: for people, and for what the cycle decides."""
 
     @abstractmethod
     def claim(
@@ -167,8 +167,9 @@ class BaseLock(ABC):
         ``slots`` is what the server may run at once, counted through the store over all its processes; None: no limit.
         Constant in statements (for each batch of parameters, on SQLite). Refused inside a transaction of the caller
         (UnsafeTransaction). A trigger "manual" or "backfill" claims without moving ``last_due_at``, and minds neither
-        break nor pause; one that was ``requested`` claims only while the row's ``wanted_at`` is its due time, and
-        settles that. A retry (``is_retry``) claims only while the row owes that very attempt; it minds no break.
+        break nor pause; one that was ``requested`` minds no break, but a pause, claims only while the row's
+        ``wanted_at`` is its due time, and settles that. A retry (``is_retry``) claims only while the row owes that very
+        attempt; it minds no break, but a pause.
 
         What comes back may hold claims of an earlier call whose answer was lost: call it, with nothing to claim if need
         be, after one that raised.

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from django.db.models import Count, Min, Q, QuerySet
 
 from .. import conf
-from ..entries import ScheduledTask
+from ..entries import SCHEDULED, ScheduledTask
 from ..models import ScheduledRun
 from .explanation import zone_of
 from .steer import task_here
@@ -25,7 +25,7 @@ _TIME: Final = re.compile(_DATE.pattern + r"[T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?([+-
 _EARLIEST: Final = 1900
 """The first year of which due times are told; of much earlier ones not all zones have the time."""
 _SECOND: Final = timedelta(seconds=1)
-_COUNTS: Final = ("schedule", "catch_up", "backfill")
+_COUNTS: Final = (*SCHEDULED, "backfill")
 """The triggers whose success means that a due time has run."""
 
 
@@ -244,7 +244,7 @@ def _horizon(row: str, using: str, settings: conf.Settings, now: datetime) -> da
     """Return the moment after which the history has every success of this row; what was before may be pruned."""
     horizon = now - timedelta(days=settings.history_days)
     kept = ScheduledRun.objects.using(using).filter(task=row, status="succeeded").order_by()
-    found = kept.aggregate(count=Count("pk"), first=Min("due_at", filter=Q(trigger__in=("schedule", "catch_up"))))
+    found = kept.aggregate(count=Count("pk"), first=Min("due_at", filter=Q(trigger__in=SCHEDULED)))
     # Successes beyond the last ones go before their time; they go oldest first.
     if found["count"] >= settings.history_runs:
         return max(horizon, found["first"] or now)

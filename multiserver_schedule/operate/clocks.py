@@ -14,7 +14,7 @@ from django.db.models import Count
 
 from .. import conf, logs
 from ..due import DEFAULT_BREAK
-from ..entries import Row, ScheduledTask
+from ..entries import SCHEDULED, Row, ScheduledTask
 from ..exceptions import UnsafeTransaction
 from ..locks.ahead import Reach, beyond
 from ..locks.base import BaseLock, Following
@@ -309,7 +309,7 @@ class _Mending:
         ahead: dict[str, int] = {}
         if names:
             runs = ScheduledRun.objects.using(self._store.using).filter(
-                task__in=names, trigger__in=("schedule", "catch_up"), due_at__gt=self._at
+                task__in=names, trigger__in=SCHEDULED, due_at__gt=self._at
             )
             try:
                 ahead = dict(

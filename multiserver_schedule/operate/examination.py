@@ -36,7 +36,11 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything that a server needs to do its part; nothing is changed."""
+    """
+    Look at everything that a server needs to do its part.
+
+    Written is what any look writes, that this version was seen, and a row of each history, which is taken back.
+    """
     try:
         settings = conf.load()
         found = discovery.discover(registry, collect=True)

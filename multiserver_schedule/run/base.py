@@ -1,7 +1,7 @@
 """
 What the keeper asks of whoever runs things: start this, renew that, end it, and tell me what happened.
 
-The keeper (``service``, ``cycle``) talks to the store and to nothing else; a ``Runner`` runs users' code where it can
+The keeper (``keeper``, ``cycle``) talks to the store and to nothing else; a ``Runner`` runs users' code where it can
 harm no lease. Times on this side are seconds of the boot clock, which counts suspend and never jumps.
 """
 
@@ -95,7 +95,7 @@ class Runner(ABC):
 
     @abstractmethod
     def end(self, owner: str, why: str) -> None:
-        """End this run's processes; ``Ended`` follows. ``why``: "lost", "limit" or "stopping"."""
+        """End this run's processes; ``Ended`` follows. ``why``: "lost", "stopping" or "cancelled"."""
 
     @abstractmethod
     def report(self, event: Event) -> None:

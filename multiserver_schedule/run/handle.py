@@ -205,7 +205,7 @@ class ProcessRunner(Runner):
         self._send({"t": "renew", "until": dict(until)}, asks=True)
 
     def end(self, owner: str, why: str) -> None:
-        """End this run's processes; ``Ended`` follows. ``why``: "lost", "limit" or "stopping"."""
+        """End this run's processes; ``Ended`` follows. ``why``: "lost", "stopping" or "cancelled"."""
         self._send({"t": "end", "id": owner, "why": why}, asks=True)
 
     def report(self, event: Event) -> None:

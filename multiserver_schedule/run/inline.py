@@ -146,8 +146,7 @@ class InlineRunner(Runner):
         for claim in [claim for claim in self._waiting if claim.owner == owner]:
             self._waiting.remove(claim)
             del self._until[owner]
-            status = {"lost": "lost", "limit": "timed_out"}.get(why, "failed")
-            outcome = Outcome(status=status, error="ended before it began")  # type: ignore[arg-type]
+            outcome = Outcome(status="lost" if why == "lost" else "failed", error="ended before it began")
             self._messages.append(Ended(owner, outcome, told=False))
 
     def report(self, event: Event) -> None:
