@@ -913,7 +913,7 @@ def test_a_pass_stays_for_an_attempt_that_no_later_one_would_see_in_time(stage: 
     assert 12 <= stage.boot - began <= 20
 
 
-def test_a_pass_has_not_failed_where_a_run_s_own_conditions_said_no(stage: Stage) -> None:
+def test_a_pass_has_not_failed_where_the_conditions_of_a_run_said_no(stage: Stage) -> None:
     stage.outcome = lambda claim: Outcome(status="skipped", reason="when() said no", started=False)
     stage.passes(minutely())  # which registers it
     stage.go_on(stage.boot + 31)
