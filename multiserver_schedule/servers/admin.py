@@ -249,6 +249,7 @@ class ServerAdmin(ReadOnlyAdmin):
         request.current_app = self.admin_site.name
         rows = {row.name: row for row in ledger.servers().filter(name__in=names)}
         servers = [rows[name] for name in names if name in rows]
+        drained = operate.with_drain(servers)
         label = VERBS[verb][0]
         context = {
             **self.admin_site.each_context(request),
@@ -256,8 +257,8 @@ class ServerAdmin(ReadOnlyAdmin):
             "title": label,
             "verb": verb,
             "servers": servers,
-            "drained": [server.name for server in servers if operate.has_drain(server.type)],
-            "broken_off": [server.name for server in servers if not operate.has_drain(server.type)],
+            "drained": drained,
+            "broken_off": [server.name for server in servers if server.name not in drained],
             "act_url": self._url(_url_of(verb)),
             "back_url": self._back_to(names),
         }

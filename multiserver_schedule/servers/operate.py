@@ -366,8 +366,13 @@ def makes_sense(verb: str, server: Server) -> bool:
     return status in _RETIRED if verb == "retire" else status not in (Status.RUNNING, Status.DELETED)
 
 
-def has_drain(type: str) -> bool:
-    """Does anything let the work of such servers end before they are stopped or rebooted?"""
+def with_drain(servers: Iterable[Server]) -> list[str]:
+    """Return the names of those whose work ends before they are stopped or rebooted, if they are asked to."""
+    discover_errors()
+    return [server.name for server in servers if _has_drain(server.type)]
+
+
+def _has_drain(type: str) -> bool:
     kind = types.declared().get(type)
     return kind is not None and kind.drain is not None
 
@@ -416,7 +421,7 @@ def reboot(names: Iterable[str], by: str) -> list[Done]:
             return Done(server.name, server.status, "a reboot was asked for already", False)
         if server.status == Status.RUNNING:
             said = f"it is rebooted at the next look at {server.provider}"
-            if has_drain(server.type):
+            if _has_drain(server.type):
                 said = (
                     f"it takes no more work from the next look at {server.provider} on, and is rebooted when it has "
                     "ended what it does"
@@ -592,7 +597,7 @@ def _refused(server: Server, instead: dict[Status, str]) -> Done:
 
 
 def _ends_its_work(server: Server, now: datetime) -> str:
-    if has_drain(server.type):
+    if _has_drain(server.type):
         return f"it takes no more work, and is deleted when it has ended what it does; {_replaced(server, now)}"
     return (
         f"the type {server.type} has no drain: it is stopped and deleted from the next look at {server.provider} on, "

@@ -15,7 +15,7 @@ from django.contrib.messages import get_messages
 from django.db import connections
 from django.test import Client
 
-from multiserver_schedule.servers import conf, fleet, ledger, types
+from multiserver_schedule.servers import conf, fleet, ledger, operate, types
 from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.models import Decision, Provider, Server, Target
 from multiserver_schedule.servers.states import Status
@@ -245,6 +245,16 @@ def test_the_page_that_asks_says_whose_work_is_broken_off(anna: Client, verb: st
     only = text_of(anna.get(ACT[verb], {"server": "gentle-1"}))
     assert "end what they do" in only and "broken off" not in only
     assert "end what they do" not in text_of(anna.get(ACT[verb], {"server": "default-1"}))
+
+
+def test_the_page_that_asks_knows_a_drain_where_nobody_has_read_its_schedule_yet(
+    anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gentle = types.ServerType("gentle").drain_with(lambda server: 1)
+    monkeypatch.setattr(operate, "discover_errors", lambda: types.register(gentle))
+    make("gentle-1", type="gentle")
+    asked = text_of(anna.get(ACT["drain"], {"server": "gentle-1"}))
+    assert "end what they do" in asked and "broken off" not in asked
 
 
 def test_a_reboot_and_a_retry_are_asked_for_and_logged(anna: Client) -> None:
