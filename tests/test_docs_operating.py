@@ -309,6 +309,7 @@ def said_by_the_list() -> list[str]:
         {"state": "paused", "paused_at": THREE, "paused_reason": "the bank is down"},
         {"state": "ready", "wanted_at": THREE},
         {"state": "overdue", "overdue_since": THREE, "server_seen_at": THREE},
+        {"state": "overdue", "overdue_since": THREE, "server_seen_at": THREE, "server_seen": "web2"},
     ]
     lines = [Overview(name="a.b", schedule="", lock="default", **times, **state) for state in states]
     told = [tables.listed(line, ZoneInfo("UTC"), several=False) for line in lines]

@@ -318,6 +318,56 @@ def test_of_a_server_whose_own_tasks_are_overdue_it_is_said_when_it_was_seen() -
     assert (found["a.cached"].state, found["a.cached"].server_seen_at) == ("overdue", None)
 
 
+@pytest.mark.parametrize("row", [{"next_due_at": -HOUR}, {"next_due_at": HOUR}, None], ids=["open", "to come", "none"])
+def test_a_row_of_a_server_that_its_task_is_not_for_is_not_overdue_and_not_in_the_timeline(
+    row: dict[str, Any] | None, settings: Any
+) -> None:
+    schedule.call("time.sleep", 0).daily().on_every_server().only_on("s1", "s2").name("b.here")
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "s3", "LOCKS": {"cache": BOARD}}
+    for server in ("s1", "s3") if row else ():
+        in_database(f"b.here@{server}", next_due_at=timezone.now() + row["next_due_at"] if row else None)
+    line = lines()["b.here@s3"]
+    assert (line.state, line.overdue_since, line.is_meant) == ("not meant for s3: only on s1 and s2", None, False)
+    assert "b.here@s3" not in {each.name for each in operate.timeline(operate.overview(), 20)}
+    if row is not None:
+        assert lines()["b.here@s1"].state == ("overdue" if row["next_due_at"] < timedelta(0) else "ready")
+
+
+@pytest.mark.parametrize(
+    ("environment", "state"),
+    [
+        ("staging", "overdue"),
+        ("production", "not meant for the environment 'production': only for staging"),
+        (None, "not meant for a server without ENVIRONMENT: only for staging"),
+    ],
+)
+def test_a_task_of_another_environment_is_not_overdue(environment: str | None, state: str, settings: Any) -> None:
+    schedule.call("time.sleep", 0).daily().environments("staging").name("b.staged")
+    settings.MULTISERVER_SCHEDULE = {"ENVIRONMENT": environment, "LOCKS": {"cache": BOARD}}
+    in_database("b.staged", next_due_at=timezone.now() - HOUR)
+    assert lines()["b.staged"].state == state
+
+
+def test_of_an_overdue_task_for_certain_servers_it_is_said_when_one_of_them_was_seen_last_or_that_none_ever_was() -> (
+    None
+):
+    schedule.call("time.sleep", 0).daily().only_on("web2", "web3").name("b.certain")
+    schedule.call("time.sleep", 0).daily().only_on("web9").name("b.nowhere")
+    for name in ("b.certain", "b.nowhere"):
+        in_database(name, next_due_at=timezone.now() - HOUR)
+    seen_at = timezone.now() - 5 * MINUTE
+    for server, at in (("web2", seen_at - HOUR), ("web3", seen_at), ("web1", timezone.now())):
+        ScheduleState.objects.create(key=f"server:{server}", seen_at=at)
+    found = lines()
+    certain, nowhere = found["b.certain"], found["b.nowhere"]
+    assert (certain.state, certain.server_seen, certain.server_seen_at) == ("overdue", "web3", seen_at)
+    assert (nowhere.state, nowhere.server_seen_at, nowhere.note) == (
+        "overdue",
+        None,
+        "nothing was ever seen of its server web9",
+    )
+
+
 def test_a_schedule_that_cannot_be_read_hides_no_lock(settings: Any) -> None:
     settings.ROOT_URLCONF = "tests.broken_project.urls"
     in_cache(renewed=SECOND)

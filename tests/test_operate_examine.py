@@ -250,6 +250,28 @@ def test_a_server_whose_own_due_times_are_open_is_named_with_when_it_was_seen() 
     )
 
 
+def test_a_server_and_an_environment_that_a_task_is_not_for_are_not_accused(settings: Any) -> None:
+    schedule.call("time.sleep", 0).hourly().on_every_server().only_on("web2").name("b.here")
+    schedule.call("time.sleep", 0).hourly().environments("staging").name("b.staged")
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "ENVIRONMENT": "production"}
+    server().sync(timezone.now())
+    since = timezone.now() - HOUR
+    ScheduledLock.objects.exclude(task="a.b").update(next_due_at=since, not_before=since)
+    assert found("warning") == []
+
+
+def test_open_due_times_of_tasks_for_certain_servers_name_these_and_when_they_were_seen() -> None:
+    schedule.call("time.sleep", 0).hourly().only_on("web2", "web9").name("b.certain")
+    server().sync(timezone.now())
+    since = timezone.now() - HOUR
+    ScheduledLock.objects.filter(task="b.certain").update(next_due_at=since, not_before=since)
+    ScheduleState.objects.create(key="server:web2", seen_at=since)
+    assert found("warning") == [
+        f"warning: lock 'default': 1 due time is open since {since:%Y-%m-%d %H:%M:%SZ} (b.certain), only on web2 "
+        f"(last seen {since:%Y-%m-%d %H:%M:%SZ}), web9 (never seen): is runschedule running there?"
+    ]
+
+
 def test_maintenance_mode_is_worth_a_warning_and_what_waits_for_its_end_is_not_overdue(settings: Any) -> None:
     server().sync(timezone.now())
     ScheduledLock.objects.update(next_due_at=timezone.now() - HOUR, not_before=timezone.now() - HOUR)

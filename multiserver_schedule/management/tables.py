@@ -49,7 +49,8 @@ def standing(line: Overview, zone: ZoneInfo) -> list[str]:
     if line.overdue_since:
         parts = [f"overdue since{_SPACE}{_at(line.overdue_since, zone)}"]
     if line.server_seen_at:
-        parts.append(f"its server was last seen{_SPACE}{_at(line.server_seen_at, zone)}")
+        which = f" {line.server_seen}" if line.server_seen else ""
+        parts.append(f"its server{which} was last seen{_SPACE}{_at(line.server_seen_at, zone)}")
     if line.retry_at:
         parts.append(f"attempt {line.attempt} of {line.attempts} at{_SPACE}{_at(line.retry_at, zone)}")
     if line.wanted_at:

@@ -19,7 +19,7 @@ from ..locks.base import BaseLock
 from ..models import ScheduledRun
 from .clocks import left_behind, measured
 from .listing import Everything, everything_paused
-from .overdue import is_unfreed, open_since, servers_seen
+from .overdue import is_unfreed, open_since, servers_seen, starters
 from .stores import OUR_OWN, declarations, is_out_of_use, opened, said, server_of, some, task_of
 
 Level = Literal["ok", "warning", "problem"]
@@ -117,7 +117,7 @@ def _lock(
             rows, now = lock.rows(), lock.clock()
             yield from _rows(lock, about, rows, now, tasks, settings, all_is_read=all_is_read)
             everything = everything_paused(lock)
-            yield from _left_undone(lock, about, rows, now, startable if everything is None else {})
+            yield from _left_undone(lock, about, rows, now, startable if everything is None else {}, settings)
             yield from _paused(about, everything)
     except Exception as error:  # whatever a driver raises
         yield Finding("problem", about, said(error) if lacks_table(error) else f"does not answer: {said(error)}")
@@ -204,7 +204,12 @@ def _rows(
 
 
 def _left_undone(
-    lock: BaseLock, about: str, rows: Sequence[Row], now: datetime, startable: Mapping[str, ScheduledTask]
+    lock: BaseLock,
+    about: str,
+    rows: Sequence[Row],
+    now: datetime,
+    startable: Mapping[str, ScheduledTask],
+    settings: conf.Settings,
 ) -> Iterator[Finding]:
     """Tell of what a server that looks would have done by now."""
     unfreed = sum(is_unfreed(row, now) for row in rows)
@@ -213,30 +218,52 @@ def _left_undone(
         text = f"{have} ended and nobody frees {them}: no pass or service looks at the {about}"
         yield Finding("warning", about, text)
     late: dict[str, datetime] = {}
+    only: dict[str, tuple[str, ...]] = {}
     for row in rows:
         task = task_of(row.task, startable)
-        since = open_since(row, task, now) if task is not None else None
-        if since is not None:
-            late[row.task] = since
-    shared = sorted(name for name in late if not server_of(name))
+        due_at = open_since(row, task, now, settings.environment) if task is not None else None
+        if task is not None and due_at is not None:
+            late[row.task] = due_at
+            only[row.task] = starters(row.task, task)
+    shared = sorted(name for name in late if not only[name])
     if shared:
+        since = min(late[name] for name in shared)
         one = len(shared) == 1
         are, meant = ("1 due time is", "this task is") if one else (f"{len(shared)} due times are", "these tasks are")
         yield Finding(
             "warning",
             about,
-            f"{are} open since {_at(min(late[name] for name in shared))} ({some(shared)}): is runschedule running, "
-            f"on a server that {meant} meant for?",
+            f"{are} open since {_at(since)} ({some(shared)}): is runschedule running, on a server that {meant} meant "
+            "for?",
         )
-    seen = servers_seen(lock, rows, {server_of(name) for name in late} - {""})
-    if seen:
-        servers = [f"{server} (last seen {_at(seen[server])})" for server in sorted(seen)]
+    seen = servers_seen(lock, rows, {server for servers in only.values() for server in servers})
+    certain = sorted(name for name in late if only[name] and not server_of(name))
+    if certain:
+        since = min(late[name] for name in certain)
+        are = "1 due time is" if len(certain) == 1 else f"{len(certain)} due times are"
+        places = [
+            _with_when(server, seen, lock) for server in sorted({each for name in certain for each in only[name]})
+        ]
         yield Finding(
             "warning",
             about,
-            f"due times of tasks on every server are open on {some(servers)}: is runschedule running there? Of a "
+            f"{are} open since {_at(since)} ({some(certain)}), only on {some(places)}: is runschedule running there?",
+        )
+    own = {server_of(name) for name in late} - {""}
+    if there := [_with_when(server, seen, lock) for server in sorted(seen) if server in own]:
+        yield Finding(
+            "warning",
+            about,
+            f"due times of tasks on every server are open on {some(there)}: is runschedule running there? Of a "
             "server that is gone for good, housekeeping takes the rows",
         )
+
+
+def _with_when(server: str, seen: Mapping[str, datetime], lock: BaseLock) -> str:
+    """Return the name of a server with when it was last seen; a cache does not know which servers there are."""
+    if server in seen:
+        return f"{server} (last seen {_at(seen[server])})"
+    return f"{server} (never seen)" if lock.transactional else server
 
 
 def _at(moment: datetime) -> str:

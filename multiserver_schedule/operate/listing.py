@@ -20,7 +20,8 @@ from ..history import pause_key
 from ..locks.base import BaseLock, Declarations
 from ..locks.orm import ORMLock
 from ..models import ScheduledRun, ScheduleState
-from .overdue import open_since, servers_seen
+from . import words
+from .overdue import not_meant, open_since, servers_seen, starters
 from .stores import Known, Refused, away, is_out_of_use, opened, said, server_of, task_of
 
 
@@ -35,7 +36,8 @@ class Overview:
     next_due_at: datetime | None
     state: str
     """ready, running, overdue (nobody has started it), stale (its lease has ended, the next pass frees it), paused, not
-    seen yet, not declared, what it waits for, or "unknown: <why its store does not answer>"."""
+    seen yet, not declared, what it is "not meant for", what it waits for, or "unknown: <why its store does not
+    answer>"."""
     note: str = ""
     """What else is out of the ordinary."""
     as_of: datetime
@@ -69,7 +71,11 @@ class Overview:
     overdue_since: datetime | None = None
     """The due time that somebody should have started by now, and nobody has."""
     server_seen_at: datetime | None = None
-    """When the only server that could start it was last seen: of a task on every server that is overdue."""
+    """When a server that could start it was last seen: of an overdue task on every server, or on certain ones alone."""
+    server_seen: str = ""
+    """Which one that was, where it is not the row's."""
+    is_meant: bool = True
+    """Does any server of this environment start it?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +112,18 @@ def overview() -> Listing:
     known: dict[str, list[Known]] = {}
     silent: dict[str, str] = {}
     paused: dict[str, Everything] = {}
-    seen: dict[str, datetime] = {}
+    seen: dict[str, datetime | None] = {}
     for alias in settings.locks:
         try:
             with opened(settings, alias) as lock:
                 now, rows = lock.clock(), lock.rows()
                 everything = everything_paused(lock)
-                for server, at in servers_seen(lock, rows, _awaited(rows, tasks, now)).items():
-                    seen[server] = max(at, seen.get(server, at))
+                awaited = _awaited(rows, tasks, now, settings.environment)
+                for server, at in servers_seen(lock, rows, awaited).items():
+                    seen[server] = max(at, seen.get(server) or at)
+                if lock.transactional:
+                    # A cache does not know which servers there are.
+                    seen = {**dict.fromkeys(awaited), **seen}
         except Exception as error:  # whatever a driver raises; the other stores are shown
             silent[alias] = said(error)
             troubles.append(away(alias, error))
@@ -130,7 +140,8 @@ def overview() -> Listing:
         task = declared.get(name) or task_of(name, tasks)
         here = [each for each in rows_of_it if not each.row.moved_to]
         left = next((each for each in rows_of_it if each.row.moved_to and each.row.owner is not None), None)
-        shown = [_line(each, task, left, paused, seen) for each in here or ([] if name in declared else rows_of_it)]
+        told = here or ([] if name in declared else rows_of_it)
+        shown = [_line(each, task, left, paused, seen, settings) for each in told]
         if not shown:
             shown = [_unseen(name, declared[name], settings, silent, rows_of_it, left, paused)]
         lines += [_with_last_run(line, last.get(name)) for line in shown]
@@ -155,13 +166,13 @@ def everything_paused(lock: BaseLock) -> Everything | None:
     return Everything(state.paused_at, state.paused_reason)
 
 
-def _awaited(rows: Sequence[Row], tasks: Mapping[str, ScheduledTask], now: datetime) -> set[str]:
-    """Return the servers whose own tasks are overdue."""
-    found = set()
+def _awaited(rows: Sequence[Row], tasks: Mapping[str, ScheduledTask], now: datetime, environment: str) -> set[str]:
+    """Return the servers that alone start what is overdue."""
+    found: set[str] = set()
     for row in rows:
-        task = task_of(row.task, tasks) if "@" in row.task else None
-        if task is not None and open_since(row, task, now) is not None:
-            found.add(server_of(row.task))
+        task = task_of(row.task, tasks)
+        if task is not None and open_since(row, task, now, environment) is not None:
+            found.update(starters(row.task, task))
     return found
 
 
@@ -170,19 +181,23 @@ def _line(
     task: ScheduledTask | None,
     left: Known | None,
     paused: Mapping[str, Everything],
-    seen: Mapping[str, datetime],
+    seen: Mapping[str, datetime | None],
+    settings: conf.Settings,
 ) -> Overview:
     row = known.row
     held = "" if row.owner is None else "running" if lease_stands(row, known.now) else "stale"
     everything = paused.get(known.alias)
-    overdue = open_since(row, task, known.now) if task is not None and everything is None else None
+    no_one = not_meant(row.task, task, settings.environment) if task is not None else ""
+    overdue = None
+    if task is not None and everything is None:
+        overdue = open_since(row, task, known.now, settings.environment)
     if overdue is not None:
         state = "overdue"
     elif row.moved_from and not held:
         state = f"waits for the end of its last run in the lock {row.moved_from!r}"
     else:
         out_of_use = "not declared" if task is None else "paused" if row.paused or everything else ""
-        state = ", ".join(filter(None, [out_of_use, held])) or "ready"
+        state = ", ".join(filter(None, [out_of_use, held])) or no_one or "ready"
     note = f"moved to the lock {row.moved_to!r}" if row.moved_to else ""
     if task is not None and task.lock != known.alias:
         note = f"declared for the lock {task.lock!r}"
@@ -190,6 +205,10 @@ def _line(
         note = "taken out of use by `schedule prune --undeclared`"
     if row.cancelled and held:
         note = "; ".join(filter(None, [note, "being ended: its next due time goes first"]))
+    last_server, seen_at = "", None
+    if task is not None and overdue is not None:
+        last_server, seen_at, unseen = _last_of(starters(row.task, task), seen)
+        note = "; ".join(filter(None, [note, unseen]))
     line = Overview(
         name=row.task,
         schedule=task.timetable.text if task else "",
@@ -207,11 +226,24 @@ def _line(
         wanted_at=row.wanted_at,
         offset=task.offset(row.task) if task else timedelta(0),
         overdue_since=overdue,
-        server_seen_at=seen.get(server_of(row.task)) if overdue is not None else None,
+        server_seen_at=seen_at,
+        server_seen="" if server_of(row.task) else last_server,
+        is_meant=not no_one,
     )
     if everything is not None and not row.paused:
         line = _with_everything(line, everything)
     return _with_holder(line, known if row.owner is not None else left)
+
+
+def _last_of(servers: Sequence[str], seen: Mapping[str, datetime | None]) -> tuple[str, datetime | None, str]:
+    """Return which of these servers was seen last, and when; or a note that none of them ever was."""
+    told = [(at, server) for server in servers if (at := seen.get(server)) is not None]
+    if told:
+        at, server = max(told)
+        return server, at, ""
+    if not servers or not all(server in seen for server in servers):
+        return "", None, ""
+    return "", None, f"nothing was ever seen of its server{'s' * (len(servers) > 1)} {words.joined(servers)}"
 
 
 def _unseen(
@@ -225,6 +257,7 @@ def _unseen(
 ) -> Overview:
     """Return the line of a task that the lock that it is declared for does not have, or does not tell of."""
     now = rows[0].now if rows else timezone.now()
+    no_one = not_meant(name, task, settings.environment)
     if task.lock in silent:
         state = f"unknown: {silent[task.lock]}"
     elif rows:
@@ -232,7 +265,7 @@ def _unseen(
         if rows[0].row.moved_to in silent:
             state = f"unknown: {silent[rows[0].row.moved_to]}"
     else:
-        state = "not seen yet"
+        state = no_one or "not seen yet"
     line = Overview(
         name=name,
         schedule=task.timetable.text,
@@ -243,6 +276,7 @@ def _unseen(
         text=task.text,
         attempts=1 + task.retries,
         offset=task.offset(name),
+        is_meant=not no_one,
     )
     if state == "not seen yet" and task.lock in paused:
         line = _with_everything(line, paused[task.lock])
@@ -360,7 +394,7 @@ def timeline(listing: Listing, count: int) -> list[Coming]:
     coming: list[Iterator[tuple[datetime, str, Coming]]] = [iter(sorted(_owed(listing)))]
     for line in listing.lines:
         task = task_of(line.name, tasks)
-        if task is not None and line.next_due_at is not None:
+        if task is not None and line.next_due_at is not None and line.is_meant:
             coming.append(_due_times(line, task.next))
     merged = heapq.merge(*coming, key=lambda each: each[:2])
     return [each for _, (_, _, each) in zip(range(count), merged, strict=False)]

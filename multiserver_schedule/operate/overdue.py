@@ -11,6 +11,7 @@ from django.db.models import Q
 from ..entries import Row, ScheduledTask
 from ..locks.base import BaseLock
 from ..models import ScheduleState
+from . import words
 from .stores import last_seen, server_of
 
 LATE: Final = timedelta(minutes=2)
@@ -19,18 +20,37 @@ UNFREED: Final = timedelta(seconds=90)
 """How long nobody may have freed a lease that has ended: whoever looks frees it."""
 
 
-def open_since(row: Row, task: ScheduledTask, now: datetime) -> datetime | None:
+def not_meant(row: str, task: ScheduledTask, environment: str) -> str:
+    """Say that nobody starts a row of this name, as the task is not for its server or environment; "" where it is."""
+    server = server_of(row)
+    if server and task.servers and server not in task.servers:
+        return f"not meant for {server}: only on {words.joined(task.servers)}"
+    if task.environments and environment not in task.environments:
+        here = f"the environment {environment!r}" if environment else "a server without ENVIRONMENT"
+        return f"not meant for {here}: only for {words.joined(task.environments)}"
+    return ""
+
+
+def open_since(row: Row, task: ScheduledTask, now: datetime, environment: str) -> datetime | None:
     """
     Return the due time of this row that somebody should have started by now; None where nobody should have.
 
     It may start late by its jitter and by the break after the last run. What is held, paused or on its way to another
-    store waits for something else.
+    store waits for something else; what is not meant for the row's server, or this environment, for nothing.
     """
     due_at = row.next_due_at
     if due_at is None or row.owner is not None or row.paused or row.moved_to or row.moved_from:
         return None
+    if not_meant(row.task, task, environment):
+        return None
     starts_at = max(due_at + task.offset(row.task), row.not_before)
     return due_at if starts_at + LATE < now else None
+
+
+def starters(row: str, task: ScheduledTask) -> tuple[str, ...]:
+    """Return the servers that alone start a row of this name; none where any server does."""
+    server = server_of(row)
+    return (server,) if server else task.servers
 
 
 def is_unfreed(row: Row, now: datetime) -> bool:
