@@ -84,6 +84,8 @@ class Pass:
     status: int = 0
     """0: all ran well or nothing was due. 1: a run failed or the store is broken."""
     claimed: int = 0
+    why_not: str = ""
+    """Why the one task that was asked for was not started."""
 
 
 @dataclass(slots=True)

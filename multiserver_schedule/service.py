@@ -85,7 +85,8 @@ def run_once(
     """
     Run what is due now, once, and wait for it; or, with ``trigger``, that one task, due or not.
 
-    Discovers the declarations, forks the runner before the first connection is opened, and leaves nothing running.
+    Discovers the declarations, forks the runner before the first connection is opened, and leaves nothing running. Why
+    that task was not started is not said here, but returned.
     """
     settings = conf.load()
     found = found or discover()
@@ -100,9 +101,7 @@ def run_once(
         else:
             ran = keeper.by_hand(tasks[trigger])
             if isinstance(ran, NotStarted):
-                done = Pass(status=1)
-                why = f"{ran.why}; try again" if ran.is_passing else ran.why
-                keeper.cycle.tell("note", text=f"{trigger} was not started: {why}.")
+                done = Pass(status=1, why_not=f"{ran.why}; try again" if ran.is_passing else ran.why)
             else:
                 # A run whose own conditions say no has done what it should.
                 went_well = ran is not None and ran.status in ("succeeded", "skipped")

@@ -174,8 +174,12 @@ class Command(VerbCommand):
             raise
         except Exception as error:  # whatever a driver raises
             raise CommandError(f"{name} was not started: {_in_a_line(error)}") from error
-        if json:
-            self._json(operate.last_by_hand(task) if done.claimed else {"name": name, "status": "not started"})
+        if json and done.why_not:
+            self._json({"name": name, "status": "not started", "reason": done.why_not})
+        elif json:
+            self._json(operate.last_by_hand(task))
+        elif done.why_not:
+            raise CommandError(f"{name} was not started: {done.why_not}.")
         if done.status:
             sys.exit(done.status)
 
