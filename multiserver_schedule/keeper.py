@@ -86,6 +86,19 @@ class Pass:
     claimed: int = 0
     why_not: str = ""
     """Why the one task that was asked for was not started."""
+    ran: Ran | None = None
+    """Its run, where it was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A run that somebody asked for."""
+
+    row: str
+    owner: str
+    """Which run that was, whoever ran the task beside it."""
+    outcome: Outcome | None
+    """How it went; None where its end could not be recorded."""
 
 
 @dataclass(slots=True)
@@ -184,12 +197,11 @@ class Keeper:
             done.status = 1
         return done
 
-    def by_hand(self, task: ScheduledTask, *, due_at: datetime | None = None) -> Outcome | NotStarted | None:
+    def by_hand(self, task: ScheduledTask, *, due_at: datetime | None = None) -> Ran | NotStarted:
         """
         Run one task now under its lock, or one of its due times again, and wait for it.
 
-        Return how that very run went, whatever became of others; why it was not started where it was not; None where
-        its end could not be recorded.
+        Return how that very run went, whatever became of others; why it was not started where it was not.
         """
         store = next(each for each in self.cycle.stores if task.name in each.declared.tasks)
         started = self._start_by_hand(store, task, due_at)
@@ -200,7 +212,8 @@ class Keeper:
             self._wait(None)
         if self.stopping:
             self._end_all()
-        return None if store.history.unwritten() and self._flush(store) else started.outcome
+        unrecorded = store.history.unwritten() and self._flush(store)
+        return Ran(started.claim.occurrence.row, started.claim.owner, None if unrecorded else started.outcome)
 
     def _start_by_hand(self, store: Store, task: ScheduledTask, due_at: datetime | None) -> Running | NotStarted:
         """Start it, at a further try where a neighbour's claim had its row locked for a moment."""

@@ -86,7 +86,7 @@ def run_once(
     Run what is due now, once, and wait for it; or, with ``trigger``, that one task, due or not.
 
     Discovers the declarations, forks the runner before the first connection is opened, and leaves nothing running. Why
-    that task was not started is not said here, but returned.
+    that task was not started is not said here, but returned; and which run of it was this one.
     """
     settings = conf.load()
     found = found or discover()
@@ -104,8 +104,8 @@ def run_once(
                 done = Pass(status=1, why_not=f"{ran.why}; try again" if ran.is_passing else ran.why)
             else:
                 # A run whose own conditions say no has done what it should.
-                went_well = ran is not None and ran.status in ("succeeded", "skipped")
-                done = Pass(status=0 if went_well else 1, claimed=1)
+                went_well = ran.outcome is not None and ran.outcome.status in ("succeeded", "skipped")
+                done = Pass(status=0 if went_well else 1, claimed=1, ran=ran)
         keeper.write_history()
     return done
 

@@ -695,6 +695,22 @@ def test_a_manual_run_as_json_says_how_it_went() -> None:
     assert "no such column" in told["error"]
 
 
+def test_a_manual_run_as_json_is_this_one_and_not_a_later_one_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = ORMLock.release
+
+    def while_another_begins(lock: ORMLock, *args: Any, **kwargs: Any) -> Any:
+        now = timezone.now()
+        ScheduledRun.objects.create(
+            task="shop.digest", due_at=now, trigger="manual", status="running", server="web2", owner="another"
+        )
+        return release(lock, *args, **kwargs)
+
+    monkeypatch.setattr(ORMLock, "release", while_another_begins)
+    told = json.loads(steer("trigger", "shop.digest", "--json")[0])
+    assert ScheduledRun.objects.count() == 2
+    assert (told["status"], told["server"]) == ("succeeded", "web1")
+
+
 def test_the_next_due_times_of_all_tasks_are_one_table() -> None:
     call("runschedule", "--inline")
     said, errors, status = steer("list", "--next", "20", "--timezone=Asia/Tokyo")

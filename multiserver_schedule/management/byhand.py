@@ -30,8 +30,9 @@ class ByHand:
         stopped = bool(self.keeper.stopping)
         if isinstance(ran, NotStarted):
             return Tried(False, ran.why, stopped=stopped)
-        status = ran.status if ran is not None else "failed"
-        said = f"cancelled, {ran.reason}" if ran is not None and status == "cancelled" else ""
+        outcome = ran.outcome
+        status = outcome.status if outcome is not None else "failed"
+        said = f"cancelled, {outcome.reason}" if outcome is not None and status == "cancelled" else ""
         return Tried(status == "succeeded", filtered=status == "skipped", stopped=stopped, said=said)
 
     def wait(self, seconds: float) -> bool:

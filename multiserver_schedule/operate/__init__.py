@@ -21,7 +21,7 @@ from .clocks import Righted, SetRight, set_clock_right
 from .examination import Finding, examine, in_maintenance
 from .explanation import ClockChange, Explanation, explain
 from .holders import Holder, Released, UnlockRefused, holder, unlock
-from .listing import ByHand, Coming, Everything, Listing, Overview, last_by_hand, overview, timeline
+from .listing import ByHand, Coming, Everything, Listing, Overview, overview, run_by_hand, timeline
 from .pruning import Pruning, prune
 from .steer import Steered, Wanted, interrupt, pause, resume, to_trigger, want
 from .stores import Misused, Refused, sound
@@ -56,11 +56,11 @@ __all__ = [
     "holder",
     "in_maintenance",
     "interrupt",
-    "last_by_hand",
     "overview",
     "pause",
     "prune",
     "resume",
+    "run_by_hand",
     "set_clock_right",
     "sound",
     "timeline",

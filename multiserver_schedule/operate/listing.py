@@ -344,22 +344,22 @@ class ByHand:
     finished_at: datetime | None
 
 
-def last_by_hand(name: str) -> ByHand | None:
+def run_by_hand(name: str, owner: str) -> ByHand:
     """
-    Return how the last manual run of a declared task went here; None where the history does not have it.
+    Return how a run of a declared task went that somebody asked for: the one that this owner had.
 
-    Raises Refused where the history cannot be read.
+    Raises Refused where the history cannot be read, or does not have it.
     """
     settings = conf.load()
     task = registry.completed[name]
     using = str(settings.locks[task.lock].options.get("using", DEFAULT_DB_ALIAS))
-    runs = ScheduledRun.objects.using(using).filter(task=task.row_name(settings.server_name), trigger="manual")
+    runs = ScheduledRun.objects.using(using).filter(task=task.row_name(settings.server_name), owner=owner)
     try:
         run = runs.order_by("-pk").first()
     except (DatabaseError, InterfaceError) as error:
         raise Refused(f"{name} has run, but how that went cannot be read: {said(error)}.") from error
     if run is None:
-        return None
+        raise Refused(f"{name} has run, but the history does not have that run. The log says how it went.")
     return ByHand(
         name=run.task,
         status=run.status,

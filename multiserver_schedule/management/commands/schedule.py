@@ -174,10 +174,10 @@ class Command(VerbCommand):
             raise
         except Exception as error:  # whatever a driver raises
             raise CommandError(f"{name} was not started: {_in_a_line(error)}") from error
-        if json and done.why_not:
-            self._json({"name": name, "status": "not started", "reason": done.why_not})
+        if json and done.ran is not None:
+            self._json(operate.run_by_hand(task, done.ran.owner))
         elif json:
-            self._json(operate.last_by_hand(task))
+            self._json({"name": name, "status": "not started", "reason": done.why_not})
         elif done.why_not:
             raise CommandError(f"{name} was not started: {done.why_not}.")
         if done.status:
