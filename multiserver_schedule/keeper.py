@@ -100,6 +100,11 @@ class Ran:
     outcome: Outcome | None
     """How it went; None where its end could not be recorded."""
 
+    @property
+    def was_filtered(self) -> bool:
+        """Did the task's own conditions say no, so that there was nothing to run?"""
+        return self.outcome is not None and self.outcome.status == "skipped"
+
 
 @dataclass(slots=True)
 class Outage:

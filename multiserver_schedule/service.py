@@ -106,6 +106,9 @@ def run_once(
                 # A run whose own conditions say no has done what it should.
                 went_well = ran.outcome is not None and ran.outcome.status in ("succeeded", "skipped")
                 done = Pass(status=0 if went_well else 1, claimed=1, ran=ran)
+                if ran.was_filtered and verbosity == 1:
+                    # Beyond that, the skip itself is told.
+                    keeper.cycle.tell("note", text=f"{ran.row} was not run: its own conditions said no.")
         keeper.write_history()
     return done
 

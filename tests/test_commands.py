@@ -695,6 +695,20 @@ def test_a_manual_run_as_json_says_how_it_went() -> None:
     assert "no such column" in told["error"]
 
 
+def test_a_manual_run_whose_own_conditions_say_no_says_so() -> None:
+    from multiserver_schedule.declare import registry
+
+    with registry.set_aside():
+        schedule.call("tests.shop.work.note", "never").daily().when(lambda: False).name("a.never")
+        no = "a.never was not run: its own conditions said no.\n"
+        assert (steer("trigger", "a.never"), steer("trigger", "a.never", "-v0")) == ((no, "", 0), ("", "", 0))
+        said, _, status = steer("trigger", "a.never", "-v2")
+        assert (status, said.count("its own conditions said no")) == (0, 1)
+        said, _, status = steer("trigger", "a.never", "--json")
+        assert (json.loads(said), status) == ({"name": "a.never", "status": "skipped", "reason": "filtered"}, 0)
+    assert work.noted == []
+
+
 def test_a_manual_run_as_json_is_this_one_and_not_a_later_one_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     release = ORMLock.release
 

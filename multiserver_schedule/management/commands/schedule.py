@@ -174,7 +174,9 @@ class Command(VerbCommand):
             raise
         except Exception as error:  # whatever a driver raises
             raise CommandError(f"{name} was not started: {_in_a_line(error)}") from error
-        if json and done.ran is not None:
+        if json and done.ran is not None and done.ran.was_filtered:
+            self._json({"name": done.ran.row, "status": "skipped", "reason": "filtered"})
+        elif json and done.ran is not None:
             self._json(operate.run_by_hand(task, done.ran.owner))
         elif json:
             self._json({"name": name, "status": "not started", "reason": done.why_not})
