@@ -195,6 +195,14 @@ def test_where_the_task_says_nothing_it_is_what_the_settings_and_the_period_say(
     assert found["catch-up"].startswith("the latest due time is run up to 3 h late")
 
 
+def test_what_is_in_force_does_not_depend_on_how_many_due_times_are_shown() -> None:
+    schedule.call("time.sleep", 0).every_ten_seconds().name("a.b")
+    one, five = operate.explain("a.b", count=1), operate.explain("a.b")
+    assert (len(one.next), len(five.next)) == (1, 5)
+    assert one.facts == five.facts
+    assert dict(one.facts)["catch-up"].startswith("the latest due time is run up to 1 min late")
+
+
 def test_no_catch_up_still_runs_what_a_slow_start_made_late() -> None:
     schedule.call("time.sleep", 0).hourly().no_catch_up().name("a.b")
     schedule.call("time.sleep", 0).hourly().catch_up(all=True).name("a.all")

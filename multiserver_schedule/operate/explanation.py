@@ -106,7 +106,8 @@ def explain(name: str, *, count: int = 5) -> Explanation:
     change = None
     try:
         following = task.next(now)
-        while following is not None and len(due) < count:
+        # What is in force by default depends on the time between two of them, however many are shown.
+        while following is not None and len(due) < max(count, 2):
             due.append(following)
             following = task.next(following)
         change = _next_change(task, zone, now) if zone else None
@@ -125,7 +126,7 @@ def explain(name: str, *, count: int = 5) -> Explanation:
         is_meant=is_meant_for(task, server=settings.server_name, environment=settings.environment),
         lines=lines,
         last_skipped=_last_skipped(row, task, settings, troubles),
-        next=tuple(due),
+        next=tuple(due[:count]),
         offset=task.offset(row),
         change=change,
         as_of=now,
