@@ -363,7 +363,7 @@ def test_what_the_tasks_own_conditions_refuse_is_skipped_and_neither_a_success_n
     assert said.splitlines()[-1] == "0 succeeded, 3 skipped, 0 left"
     assert set(ScheduledRun.objects.values_list("task", "status")) == {("a.refused", "skipped")}
     told = json.loads(call(*when, "--json")[0])
-    assert (told["succeeded"], told["skipped"], told["failed"], told["again"]) == (0, 3, [], "")
+    assert (told["succeeded"], told["skipped"], told["failed"], told["again"]) == (0, 3, 0, "")
 
 
 def is_cancelled() -> None:
@@ -452,24 +452,34 @@ def test_a_dry_run_runs_nothing() -> None:
     assert not ScheduledRun.objects.exists()
 
 
-def test_as_json_it_says_how_it_went() -> None:
-    said, _, status = call("a.hourly", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)), "--json")
-    assert (json.loads(said), status) == (
-        {
-            "name": "a.hourly",
-            "due": 2,
-            "have_run": 0,
-            "succeeded": 2,
-            "failed": [],
-            "skipped": 0,
-            "elsewhere": 0,
-            "next_due_at": None,
-            "again": "",
-        },
-        0,
-    )
-    said, _, _ = call("a.hourly", "--from", text(hours_ago(3)), "--to", text(hours_ago(1)), "--json", "--dry-run")
-    assert json.loads(said)["due"] == [hours_ago(3).isoformat()]
+def test_as_json_it_says_how_it_went_in_one_shape_whatever_there_was_to_do() -> None:
+    when = ["a.hourly", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)), "--json"]
+    again = f"manage.py schedule backfill a.hourly --from {text(hours_ago(2))}+00:00 --to {text(hours_ago(1))}+00:00"
+    due_at = [hours_ago(hours).isoformat() for hours in (2, 1)]
+    done: dict[str, Any] = {
+        "name": "a.hourly",
+        "due": 2,
+        "due_at": due_at,
+        "have_run": 0,
+        "succeeded": 2,
+        "failed": 0,
+        "failed_at": [],
+        "skipped": 0,
+        "elsewhere": 0,
+        "next_due_at": None,
+        "again": "",
+    }
+    before = done | {"succeeded": 0, "next_due_at": due_at[0], "again": again}
+    after = done | {"due": 0, "due_at": [], "have_run": 2, "succeeded": 0}
+    for options, told in ((["--dry-run"], before), ([], done), ([], after), (["--dry-run"], after)):
+        said, _, status = call(*when, *options)
+        assert (json.loads(said), status) == (told, 0)
+
+
+def test_as_json_it_says_which_due_times_failed() -> None:
+    said, _, status = call("a.broken", "--from", text(hours_ago(2)), "--to", text(hours_ago(1)), "--json")
+    told = json.loads(said)
+    assert (told["failed"], told["failed_at"], status) == (1, [hours_ago(2).isoformat()], 1)
 
 
 def test_on_a_terminal_there_is_a_progress_bar() -> None:

@@ -297,14 +297,14 @@ class Command(VerbCommand):
         if shown:
             have_run = f", {gap.have_run} have run already" if gap.have_run else ""
             self.stdout.write(f"{gap.row}: {len(gap.due)} due time(s) to run{have_run}")
+        progress = operate.Progress(gap, next_due_at=gap.due[0] if gap.due else None)
         if dry_run or not gap.due:
             if json:
-                self._json({"name": gap.row, "due": gap.due, "have_run": gap.have_run})
+                self._json(_made_up_for(progress))
             elif dry_run:
                 for due_at in gap.due:
                     self.stdout.write(f"    {tables.at(due_at, zone)}  {due_at:%Y-%m-%d %H:%M:%S}Z")
             return
-        progress = operate.Progress(gap, next_due_at=gap.due[0])
         try:
             with by_hand() as hand:
                 for event, due_at, said, progress in operate.fill(gap, hand, keep_going=keep_going, wait=hand.wait):
@@ -318,19 +318,7 @@ class Command(VerbCommand):
         if shown and self.stdout.isatty():
             self.stdout.write("")
         if json:
-            self._json(
-                {
-                    "name": gap.row,
-                    "due": len(gap.due),
-                    "have_run": gap.have_run,
-                    "succeeded": progress.done,
-                    "failed": progress.failed,
-                    "skipped": progress.skipped,
-                    "elsewhere": progress.elsewhere,
-                    "next_due_at": progress.next_due_at,
-                    "again": progress.again,
-                }
-            )
+            self._json(_made_up_for(progress))
         elif shown:
             failed = f", {len(progress.failed)} failed" if progress.failed else ""
             skipped = f", {progress.skipped} skipped" if progress.skipped else ""
@@ -384,6 +372,23 @@ class Command(VerbCommand):
 
 def _in_a_line(error: Exception) -> str:
     return " ".join(keeper.said(error).split())
+
+
+def _made_up_for(progress: operate.Progress) -> dict[str, Any]:
+    """Return how far a backfill is, in the same shape whatever became of it: numbers, and under ``…_at`` moments."""
+    return {
+        "name": progress.gap.row,
+        "due": len(progress.gap.due),
+        "due_at": progress.gap.due,
+        "have_run": progress.gap.have_run,
+        "succeeded": progress.done,
+        "failed": len(progress.failed),
+        "failed_at": progress.failed,
+        "skipped": progress.skipped,
+        "elsewhere": progress.elsewhere,
+        "next_due_at": progress.next_due_at,
+        "again": progress.again,
+    }
 
 
 def _go_on(progress: operate.Progress) -> str:
