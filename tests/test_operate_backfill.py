@@ -257,6 +257,17 @@ def test_after_a_failure_it_goes_on_where_one_says_so() -> None:
     assert (progress.done, progress.failed, progress.next_due_at) == (4, [hours_ago(4)], None)
 
 
+@pytest.mark.parametrize(
+    ("everything", "keep_going", "options"),
+    [(False, False, ""), (True, False, " --all"), (False, True, " --keep-going"), (True, True, " --all --keep-going")],
+)
+def test_the_command_that_goes_on_has_the_options_of_the_first(
+    everything: bool, keep_going: bool, options: str
+) -> None:
+    _, progress = fill(gap(everything=everything), Hand(Tried(True, stopped=True)), keep_going=keep_going)
+    assert progress.again.partition(f" --to {text(hours_ago(1))}+00:00")[2] == options
+
+
 def test_where_the_tasks_own_conditions_say_no_it_goes_on() -> None:
     steps, progress = fill(gap(), Hand(Tried(False, filtered=True, stopped=True)))
     assert (steps, progress.next_due_at, progress.stopped) == (["skipped"], hours_ago(4), True)

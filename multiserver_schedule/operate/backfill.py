@@ -75,6 +75,8 @@ class Progress:
     """How far a backfill has come."""
 
     gap: Gap
+    keep_going: bool = False
+    """Does it go on after a failure?"""
     done: int = 0
     failed: list[datetime] = field(default_factory=list)
     """Also those whose runs were cancelled."""
@@ -98,7 +100,7 @@ class Progress:
             return ""
         zone = ZoneInfo(self.gap.zone)
         until, since = (each.astimezone(zone).isoformat() for each in (self.gap.until, self.next_due_at))
-        more = " --all" if self.gap.everything else ""
+        more = " --all" * self.gap.everything + " --keep-going" * self.keep_going
         return f"manage.py schedule backfill {self.gap.task.name} --from {since} --to {until}{more}"
 
 
@@ -196,7 +198,7 @@ def fill(
     told to stop. The first failure is the end, unless ``keep_going``; the task's own conditions saying no is none. What
     somebody else makes up for meanwhile is not run twice.
     """
-    progress = Progress(gap, next_due_at=gap.due[0] if gap.due else None)
+    progress = Progress(gap, keep_going, next_due_at=gap.due[0] if gap.due else None)
     for number, due_at in enumerate(gap.due):
         progress.next_due_at = due_at
         said = ""

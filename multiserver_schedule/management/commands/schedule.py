@@ -297,7 +297,7 @@ class Command(VerbCommand):
         if shown:
             have_run = f", {gap.have_run} have run already" if gap.have_run else ""
             self.stdout.write(f"{gap.row}: {len(gap.due)} due time(s) to run{have_run}")
-        progress = operate.Progress(gap, next_due_at=gap.due[0] if gap.due else None)
+        progress = operate.Progress(gap, keep_going, next_due_at=gap.due[0] if gap.due else None)
         if dry_run or not gap.due:
             if json:
                 self._json(_made_up_for(progress))
