@@ -376,6 +376,13 @@ def test_what_runs_while_it_is_paused_is_said_to_run_and_to_be_paused_once() -> 
     assert said.count("paused") == 1
 
 
+def test_a_task_that_is_explained_says_since_when_and_why_everything_is_paused() -> None:
+    call("runschedule", "--inline")
+    call("schedule", "pause", "--all", "--reason=deploy of v7")
+    said = " ".join(call("schedule", "explain", "shop.digest")[0].split())
+    assert re.search(r" now paused with everything since [\d-]+ [\d:]+ \(deploy of v7\) Next due times ", said), said
+
+
 def test_unlock_frees_a_lock_and_says_so() -> None:
     call("runschedule", "--inline")
     hold("shop.digest", renewed=timedelta(minutes=5))

@@ -33,8 +33,12 @@ def listed(line: Overview, zone: ZoneInfo, *, several: bool) -> str:
     return "\n".join(lines).replace(_SPACE, " ")
 
 
-def standing(line: Overview, zone: ZoneInfo) -> list[str]:
-    """Say how a task stands: its state with the holder, since when and why it is paused, what it owes."""
+def standing(line: Overview, zone: ZoneInfo, *, alone: bool = False) -> list[str]:
+    """
+    Say how a task stands: its state with the holder, since when and why it is paused, what it owes.
+
+    Of a task that stands alone it says so of a pause of everything, too: no line above it does.
+    """
     state = line.state
     if line.holder:
         until = _at(line.until, zone)
@@ -45,7 +49,8 @@ def standing(line: Overview, zone: ZoneInfo) -> list[str]:
     if line.paused_at or line.paused_with_everything:
         # Said with its reason, and so not in the state, too.
         parts = [state.removeprefix("paused").removeprefix(", ")]
-        parts.append("paused with everything" if line.paused_with_everything else f"paused{_since(line, zone)}")
+        with_everything = " with everything" if line.paused_with_everything else ""
+        parts.append(f"paused{with_everything}{_since(line, zone) if alone or not with_everything else ''}")
     if line.overdue_since:
         parts = [f"overdue since{_SPACE}{_at(line.overdue_since, zone)}"]
     if line.server_seen_at:
@@ -112,7 +117,7 @@ def explained(about: Explanation, zone: ZoneInfo | None) -> Iterator[str]:
         yield from _fact(label, text)
     for line in about.lines:
         where = f" (lock {line.lock!r})" if len(about.lines) > 1 else ""
-        yield from _fact(f"now{where}", "; ".join(standing(line, shown)))
+        yield from _fact(f"now{where}", "; ".join(standing(line, shown, alone=True)))
         if line.last_status:
             yield from _fact("last", _last(line, shown))
     if about.last_skipped:
