@@ -17,6 +17,8 @@ from multiserver_schedule.declare import registry
 from multiserver_schedule.models import ScheduledLock, ScheduledRun
 from multiserver_schedule.operate import explanation, words
 
+from .test_operate import AWAY
+
 pytestmark = pytest.mark.django_db(transaction=True)
 
 UTC = timezone.utc
@@ -239,9 +241,29 @@ def test_how_it_stands_and_why_it_was_last_skipped() -> None:
 
 def test_a_row_of_a_server_is_explained_by_its_own_name() -> None:
     schedule.call("time.sleep", 0).hourly().jitter(minutes=20).on_every_server().name("a.b")
+    now = clock.now()
+    ScheduledLock.objects.create(task="a.b@web2", last_due_at=now, schedule_since=now, not_before=now)
     assert operate.explain("a.b").name == "a.b@web1"
     assert operate.explain("a.b@web2").name == "a.b@web2"
     assert operate.explain("a.b@web2").offset != operate.explain("a.b").offset
+
+
+@pytest.mark.parametrize(("server", "nearest"), [("wbe2", "web2"), ("WEB1", "web1"), ("mars", "")])
+def test_a_row_of_a_server_that_no_lock_knows_is_not_explained(server: str, nearest: str) -> None:
+    schedule.call("time.sleep", 0).hourly().on_every_server().name("a.b")
+    now = clock.now()
+    ScheduledLock.objects.create(task="a.b@web2", last_due_at=now, schedule_since=now, not_before=now)
+    with pytest.raises(operate.Refused) as refused:
+        operate.explain(f"a.b@{server}")
+    meant = f"Did you mean a.b@{nearest}?" if nearest else "`manage.py schedule list` shows them all."
+    assert str(refused.value) == f"No lock knows a server {server!r} of a.b. {meant}"
+
+
+def test_a_row_of_a_server_is_explained_while_the_lock_that_may_know_it_is_away(settings: Any) -> None:
+    settings.MULTISERVER_SCHEDULE = {"SERVER_NAME": "web1", "LOCKS": {"default": AWAY}}
+    schedule.call("time.sleep", 0).hourly().on_every_server().name("a.b")
+    about = operate.explain("a.b@web2")
+    assert (about.name, about.lines, len(about.troubles)) == ("a.b@web2", (), 1)
 
 
 @pytest.mark.parametrize(

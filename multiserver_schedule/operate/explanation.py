@@ -18,7 +18,7 @@ from ..entries import ScheduledTask
 from ..models import ScheduledRun
 from . import words
 from .listing import Overview, overview
-from .stores import Refused, all_unreadable, opened, task_of, unknown
+from .stores import Refused, all_unreadable, is_of, nearest, opened, server_of, task_of, unknown
 
 AHEAD: Final = timedelta(days=396)
 """How far away a clock change is looked for: thirteen months, so that each zone that changes has one."""
@@ -80,7 +80,7 @@ def explain(name: str, *, count: int = 5) -> Explanation:
     """
     Explain a task of this name, or ``task@server``, with its next ``count`` due times.
 
-    Raises Refused where it is not declared in this version.
+    Raises Refused where it is not declared in this version, and where no lock knows that server.
     """
     settings = conf.load()
     listing = overview()
@@ -97,6 +97,9 @@ def explain(name: str, *, count: int = 5) -> Explanation:
         raise Refused(unknown(name, known))
     row = name if "@" in name else task.row_name(settings.server_name)
     lines = tuple(line for line in listing.lines if line.name == row)
+    if not lines and not listing.troubles:
+        rows = [line.name for line in listing.lines if is_of(line.name, task.name)]
+        raise Refused(f"No lock knows a server {server_of(row)!r} of {task.name}.{nearest(row, rows)}")
     now = next((line.as_of for line in lines), datetime.now(_UTC))
     policy = Policy(lease=settings.lease, min_break=settings.min_break, catch_up=settings.catch_up)
     in_words, hint = words.of_schedule(task.timetable)
