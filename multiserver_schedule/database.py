@@ -18,6 +18,8 @@ from django.db.models.functions import Coalesce
 MIGRATE: Final = "Has `manage.py migrate` been run?"
 """What is asked of whoever uses a database that lacks a table of ours."""
 _NO_TABLE: Final = ("no such table", "does not exist", "doesn't exist")  # SQLite, PostgreSQL, MySQL
+_READ_ONLY: Final = "readonly database"  # SQLite
+_REFUSED: Final = ("25006", "42501", 1142, 1290, 1792, 1836)  # PostgreSQL, MySQL: read-only, or no permission
 _PORTS: Final = {"postgresql": 5432, "mysql": 3306}
 
 
@@ -127,6 +129,13 @@ def lacks_table(error: BaseException) -> bool:
     """Does the database answer, but without a table of ours, as before the first ``manage.py migrate``?"""
     text = str(error)
     return "multiserver_schedule_" in text and any(words in text for words in _NO_TABLE)
+
+
+def refuses(error: BaseException) -> bool:
+    """Does the database answer, but write nothing for this user: a replica, a read-only file, no permission?"""
+    cause = error.__cause__
+    codes = (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1])
+    return any(code in _REFUSED for code in codes) or _READ_ONLY in str(error)
 
 
 def _sockets_to(connection: BaseDatabaseWrapper) -> list[int]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import InternalError, OperationalError, connection
 from django.utils import timezone
 
 from multiserver_schedule import operate, schedule
@@ -17,7 +17,7 @@ from multiserver_schedule.declare import registry
 from multiserver_schedule.history import History
 from multiserver_schedule.locks.orm import ORMLock
 from multiserver_schedule.models import ScheduledLock, ScheduledRun, ScheduleState
-from multiserver_schedule.operate.stores import OUR_OWN
+from multiserver_schedule.operate.stores import OUR_OWN, has_refused
 from multiserver_schedule.testing.contract import Notes, Server
 
 from .caches import CacheStore
@@ -104,6 +104,45 @@ def test_a_store_that_does_not_answer_is_a_problem_and_hides_no_other(settings: 
     server().sync(timezone.now())
     assert found("problem") == ["problem: lock 'cache': does not answer: ConnectionError: Connection refused"]
     assert any("lock 'default': answers in" in line for line in found("ok"))
+
+
+def test_a_store_that_answers_and_takes_nothing_is_a_problem_and_not_fine_in_parts() -> None:
+    server().sync(timezone.now())
+    if connection.vendor != "sqlite":
+        pytest.skip("its way to be read-only")
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA query_only = ON")
+        try:
+            told = found()
+        finally:
+            cursor.execute("PRAGMA query_only = OFF")
+    why = "OperationalError: attempt to write a readonly database"
+    assert [line for line in told if "'default'" in line] == [
+        f"problem: lock 'default': answers, but refuses: {why}",
+        f"problem: history in 'default': cannot be written: {why}",
+    ]
+
+
+class Cause(Exception):
+    """What a driver raises."""
+
+    sqlstate = "25006"
+
+
+@pytest.mark.parametrize(
+    ("error", "no"),
+    [
+        (InternalError("cannot execute UPDATE in a read-only transaction"), True),
+        (OperationalError(1290, "The MariaDB server is running with the --read-only option"), True),
+        (OperationalError(2002, "Can't connect to server"), False),
+        (OperationalError("unable to open database file"), False),
+    ],
+    ids=["postgresql", "mysql", "mysql away", "sqlite away"],
+)
+def test_a_database_that_is_read_only_is_told_from_one_that_is_away(error: Exception, no: bool) -> None:
+    if isinstance(error, InternalError):
+        error.__cause__ = Cause()
+    assert has_refused(error) is no
 
 
 def test_a_cache_is_examined_like_the_database(cache_store: CacheStore, settings: Any) -> None:

@@ -102,16 +102,28 @@ def test_a_paused_task_is_not_due_and_says_since_when_and_why(site: Site) -> Non
     assert line.paused_at is not None and abs(line.paused_at - now()) < timedelta(seconds=30)
 
 
-@pytest.mark.parametrize("error", [StoreTimeout("no answer"), StoreRefused("a replica")], ids=["hangs", "refuses"])
+READ_ONLY = OperationalError("attempt to write a readonly database")
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "then"),
+    [
+        (StoreTimeout("no answer"), "does not answer", "; try again when it is back."),
+        (StoreRefused("a replica"), "answers, but refuses", "."),
+        (READ_ONLY, "answers, but refuses", "."),
+    ],
+    ids=["hangs", "refuses", "read-only"],
+)
 def test_a_store_that_hangs_or_refuses_is_one_line_as_one_that_is_away_is(
-    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception, what: str, then: str
 ) -> None:
     def ask(*args: Any, **more: Any) -> Any:
         raise error
 
     monkeypatch.setattr(ORMLock, "pause", ask)
-    with pytest.raises(CommandError, match=f"The lock 'default' does not answer: {type(error).__name__}: {error}"):
+    with pytest.raises(CommandError) as refused:
         call_command("schedule", "pause", "a.orm")
+    assert str(refused.value) == f"The lock 'default' {what}: {type(error).__name__}: {str(error).rstrip('.')}{then}"
 
 
 def test_a_second_pause_keeps_its_time_and_takes_the_new_reason(site: Site) -> None:

@@ -16,11 +16,11 @@ from ..due import is_meant_for
 from ..entries import Row, ScheduledTask
 from ..exceptions import ConfigurationError, ScheduleError
 from ..locks.base import BaseLock
-from ..models import ScheduledRun
+from ..models import ScheduledRun, ScheduleState
 from .clocks import left_behind, measured
 from .listing import Everything, everything_paused
 from .overdue import is_unfreed, open_since, servers_seen, starters
-from .stores import OUR_OWN, declarations, is_out_of_use, opened, said, server_of, some, task_of
+from .stores import OUR_OWN, declarations, has_refused, is_out_of_use, opened, said, server_of, some, task_of
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -111,16 +111,29 @@ def _lock(
     all_is_read: bool,
 ) -> Iterator[Finding]:
     about = f"lock {alias!r}"
+    found: list[Finding] = []
     try:
         with opened(settings, alias) as lock:
-            yield from _clock(lock, about)
+            found += _clock(lock, about)
             rows, now = lock.rows(), lock.clock()
-            yield from _rows(lock, about, rows, now, tasks, settings, all_is_read=all_is_read)
+            found += _rows(lock, about, rows, now, tasks, settings, all_is_read=all_is_read)
             everything = everything_paused(lock)
-            yield from _left_undone(lock, about, rows, now, startable if everything is None else {}, settings)
-            yield from _paused(about, everything)
+            found += _left_undone(lock, about, rows, now, startable if everything is None else {}, settings)
+            found += _paused(about, everything)
+            if lock.transactional:
+                _try_to_write(lock.using)
     except Exception as error:  # whatever a driver raises
-        yield Finding("problem", about, said(error) if lacks_table(error) else f"does not answer: {said(error)}")
+        what = "answers, but refuses" if has_refused(error) else "does not answer"
+        text = said(error) if lacks_table(error) else f"{what}: {said(error)}"
+        # What is not there as a whole is not fine in parts.
+        found = [*(each for each in found if each.level != "ok"), Finding("problem", about, text)]
+    yield from found
+
+
+def _try_to_write(using: str) -> None:
+    """Write nothing, by a statement that a database that is read-only refuses all the same."""
+    with transaction.atomic(using=using):
+        ScheduleState.objects.using(using).filter(key="multiserver_schedule.check").update(row="")
 
 
 def _paused(about: str, everything: Everything | None) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import Final
 from django.utils.module_loading import import_string
 
 from .. import conf
-from ..database import MIGRATE, lacks_table
+from ..database import MIGRATE, lacks_table, refuses
 from ..declare import Discovered, discovery, registry
 from ..entries import Row, ScheduledTask
 from ..exceptions import ScheduleError, StoreRefused, StoreTimeout
@@ -175,15 +175,23 @@ def said(error: BaseException) -> str:
 
 
 def away(alias: str, error: BaseException) -> str:
-    """Say that a store does not answer, or that its tables are not there."""
+    """Say that a store does not answer, that it refuses what it was asked, or that its tables are not there."""
     if lacks_table(error):
         return f"The lock {alias!r} lacks a table. {MIGRATE} ({_bare(error)})"
+    if has_refused(error):
+        return f"The lock {alias!r} answers, but refuses: {_bare(error)}"
     return f"The lock {alias!r} does not answer: {_bare(error)}"
 
 
 def again(*errors: BaseException) -> str:
     """Return the end of a sentence about stores that are away: what does not come back by itself is not waited for."""
-    return "" if all(map(lacks_table, errors)) else "; try again when it is back"
+    is_there = all(lacks_table(error) or has_refused(error) for error in errors)
+    return "" if is_there else "; try again when it is back"
+
+
+def has_refused(error: BaseException) -> bool:
+    """Did the store answer, and say no?"""
+    return isinstance(error, StoreRefused) or refuses(error)
 
 
 def _bare(error: BaseException) -> str:
