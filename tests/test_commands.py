@@ -354,7 +354,7 @@ def test_why_a_due_time_was_skipped_is_shown_in_the_zone_of_the_list_and_how_oft
         count=3,
     )
     tokyo = listed("shop.digest", "--timezone=Asia/Tokyo")
-    assert "last skipped ×3 (held by web2 since 2030-01-01 12:00:00) 2030-01-01 12:05:00" in tokyo
+    assert "last skipped x3 (held by web2 since 2030-01-01 12:00:00) 2030-01-01 12:05:00" in tokyo
     said = " ".join(call("schedule", "explain", "shop.digest", "--timezone=Asia/Tokyo")[0].split())
     assert "last skipped 2030-01-01 12:05:00: held by web2 since 2030-01-01 12:00:00, 3 due times in a row" in said
     ScheduledRun.objects.update(count=1)
@@ -912,28 +912,72 @@ def hello():
 }
 
 
-def test_a_spawned_run_finds_the_project_wherever_cron_starts_it(tmp_path: Path) -> None:
-    for name, text in PROJECT.items():
-        path = tmp_path / "project" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    environ.pop("DJANGO_SETTINGS_MODULE", None)
+class Project:
+    """A project in a folder, and its ``manage.py`` called from outside of it."""
 
-    def manage(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, text in PROJECT.items():
+            path = folder / "project" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        self.environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        self.environ.pop("DJANGO_SETTINGS_MODULE", None)
+        self.manage("migrate", "--verbosity=0")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(self.folder / "project" / "manage.py"), *arguments]
+
+    def manage(self, *arguments: str, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(tmp_path / "project" / "manage.py"), *arguments],
-            cwd=tmp_path,
-            env=environ,
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environ | environ,
             capture_output=True,
             text=True,
             timeout=60,
-            check=True,
+            check=check,
         )
 
-    manage("migrate", "--verbosity=0")
-    assert " shop.hello succeeded in " in manage("schedule", "trigger", "shop.hello").stdout
+
+def test_a_spawned_run_finds_the_project_wherever_cron_starts_it(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    assert " shop.hello succeeded in " in project.manage("schedule", "trigger", "shop.hello").stdout
     assert (tmp_path / "project" / "shop" / "hello").read_text() == "hello"
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""], ids=["unbuffered", "buffered"])
+def test_a_verb_ends_quietly_where_nobody_reads_on(unbuffered: str, tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    for arguments in (["list"], ["check", "--json"]):
+        with subprocess.Popen(
+            project.command("schedule", *arguments),
+            cwd=tmp_path,
+            env=project.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert (process.stderr.read(), process.wait(60)) == ("", 1)
+
+
+def test_a_pipe_of_another_kind_that_breaks_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*args: Any, **options: Any) -> Any:
+        raise BrokenPipeError("the store is gone")
+
+    monkeypatch.setattr("multiserver_schedule.operate.overview", breaks)
+    with pytest.raises(BrokenPipeError, match="the store is gone"):
+        load_command_class("multiserver_schedule", "schedule").run_from_argv(["manage.py", "schedule", "list"])
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.manage("schedule", "trigger", "shop.hello")
+    project.manage("schedule", "pause", "shop.hello", "--reason=die Bank hat \N{LATIN SMALL LETTER O WITH DIAERESIS}")
+    listed = project.manage("schedule", "list", PYTHONIOENCODING="ascii").stdout
+    assert "(die Bank hat \\xf6)" in listed
 
 
 def test_nothing_runs_while_everything_is_paused() -> None:

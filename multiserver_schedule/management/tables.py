@@ -65,7 +65,7 @@ def standing(line: Overview, zone: ZoneInfo, *, alone: bool = False) -> list[str
 
 def _last(line: Overview, zone: ZoneInfo) -> str:
     """Say how the last due time went, and how many went so where equal ones are counted together."""
-    times = f" ×{line.last_count}" if line.last_count > 1 else ""
+    times = f" x{line.last_count}" if line.last_count > 1 else ""
     because = f" ({_shown_in(zone, line.last_reason)})" if line.last_reason else ""
     return f"{line.last_status}{times}{because} {_at(line.last_due_at, zone)}"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import select
 import sys
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -77,17 +79,19 @@ class VerbCommand(BaseCommand):
 
         return verb
 
-    def execute(self, *args: Any, **options: Any) -> Any:
-        """Be run; whoever reads no further, as ``head`` does, is told nothing more, and that is no error of ours."""
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Do it on a terminal, whatever that can show, and end quietly where nobody reads on, as behind ``| head``."""
+        _show_anything()
         try:
             try:
-                return super().execute(*args, **options)
+                super().run_from_argv(argv)
             finally:
-                # Here, and not when Python ends, where nobody can catch it.
                 sys.stdout.flush()
         except BrokenPipeError:
-            if not _is_unread():
+            if not _is_left():
                 raise
+            # What is still to be written at the end of the process goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -109,17 +113,19 @@ class VerbCommand(BaseCommand):
             sys.exit(1)
 
 
-def _is_unread() -> bool:
-    """Say whether nobody reads what is printed; what is left of it then goes nowhere."""
-    try:
-        # What failed may be lost, and is not tried again by a flush.
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        return True
+def _show_anything() -> None:
+    """Have stdout write what its encoding does not have as an escape, as stderr does."""
+    stdout: Any = sys.stdout
+    if hasattr(stdout, "reconfigure") and (stdout.encoding or "").lower().replace("-", "") != "utf8":
+        stdout.reconfigure(errors="backslashreplace")
+
+
+def _is_left() -> bool:
+    """Does nobody read stdout any more? It may have been another pipe that broke, such as a store's."""
+    with suppress(AttributeError, OSError, ValueError):  # no poll here, or no descriptor
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     return False
 
 
