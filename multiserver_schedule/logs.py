@@ -138,7 +138,7 @@ class Teller:
             # What the run's own process gives as the reason is what went wrong beside it.
             reason = "; ".join(filter(None, (error.strip().splitlines()[-1][:200], reason)))
         why = f" ({reason})" if reason else ""
-        self._say(f"{short(due_at)} {task} {status}{why} in {seconds:.1f} s on {server}")
+        self._say(f"{short(due_at)} {task} {status.replace('_', ' ')}{why} in {seconds:.1f} s on {server}")
         log("verbose", logging.DEBUG, "released, %s", status, task=task, due=due_at, server=server)
 
     def _skipped(

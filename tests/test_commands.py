@@ -361,6 +361,14 @@ def test_why_a_due_time_was_skipped_is_shown_in_the_zone_of_the_list_and_how_oft
     assert "last skipped (held by web2 since 2030-01-01 03:00:00) 2030-01-01 03:05:00" in listed("shop.digest")
 
 
+def test_a_run_that_timed_out_is_said_to_have_in_words_and_in_json_by_its_status() -> None:
+    call("runschedule", "--inline")
+    ScheduledRun.objects.create(task="shop.digest", due_at="2030-01-01T03:05:00+00:00", status="timed_out")
+    assert "last timed out 2030-01-01 03:05:00" in listed("shop.digest")
+    assert "timed out 2030-01-01 03:05:00" in call("schedule", "explain", "shop.digest")[0]
+    assert json.loads(call("schedule", "explain", "shop.digest", "--json")[0])["lines"][0]["last_status"] == "timed_out"
+
+
 def test_what_runs_while_it_is_paused_is_said_to_run_and_to_be_paused_once() -> None:
     call("runschedule", "--inline")
     hold("shop.digest", renewed=timedelta(0))

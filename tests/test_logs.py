@@ -141,10 +141,12 @@ def test_one_line_on_the_console_for_a_run() -> None:
     tell = teller()
     tell(ENDED)
     tell(ENDED | {"status": "succeeded", "error": ""})
+    tell(ENDED | {"status": "timed_out", "error": ""})
     assert isinstance(tell.stdout, StringIO)
     assert tell.stdout.getvalue().splitlines() == [
         "2030-01-01 03:00:00Z a.b failed (killed by SIGSEGV) in 1.2 s on web1",
         "2030-01-01 03:00:00Z a.b succeeded in 1.2 s on web1",
+        "2030-01-01 03:00:00Z a.b timed out in 1.2 s on web1",
     ]
 
 

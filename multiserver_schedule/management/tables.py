@@ -67,7 +67,7 @@ def _last(line: Overview, zone: ZoneInfo) -> str:
     """Say how the last due time went, and how many went so where equal ones are counted together."""
     times = f" x{line.last_count}" if line.last_count > 1 else ""
     because = f" ({_shown_in(zone, line.last_reason)})" if line.last_reason else ""
-    return f"{line.last_status}{times}{because} {_at(line.last_due_at, zone)}"
+    return f"{line.last_status.replace('_', ' ')}{times}{because} {_at(line.last_due_at, zone)}"
 
 
 def _shown_in(zone: ZoneInfo, text: str) -> str:
