@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -109,6 +110,10 @@ def test_the_exit_statuses_are_those_of_the_parser(capsys: pytest.CaptureFixture
         SCHEDULE.parse_args(["nonsense"])
     assert leaving.value.code == 2
     assert re.search(r"^\\ +2 +no such verb", PAGE, re.MULTILINE)
+
+
+def test_a_signal_before_it_has_started_is_said_to_end_it_by_the_signals_own_status() -> None:
+    assert f"without a word: with {128 + signal.SIGTERM}, as a shell says it" in PROSE
 
 
 # -- what it says to write --------------------------------------------------------------------------------------------
