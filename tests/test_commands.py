@@ -325,6 +325,16 @@ def test_what_is_long_in_the_list_is_wrapped(settings: Any) -> None:
     assert [len(line) - len(line.lstrip()) for line in lines[1:6]] == [4, 4, 8, 4, 8]
 
 
+def test_a_long_name_stays_in_one_piece_and_its_lock_moves_to_the_next_line(settings: Any) -> None:
+    name = f"a.{'long' * 17}"
+    now = timezone.now()
+    ScheduledLock.objects.create(task=name, last_due_at=now, schedule_since=now, not_before=now)
+    settings.MULTISERVER_SCHEDULE = {"LOCKS": {"cache": {"BACKEND": "tests.test_operate.Board"}}}
+    said, _ = call("schedule", "list")
+    assert f"\n{name}\n    [lock default]\n    next" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def listed(name: str, *arguments: str) -> list[str]:
     """Return the lines of a task in the list."""
     lines = call("schedule", "list", *arguments)[0].splitlines()

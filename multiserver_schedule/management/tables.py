@@ -26,7 +26,8 @@ def listed(line: Overview, zone: ZoneInfo, *, several: bool) -> str:
     when = "-"
     if line.next_due_at:
         when = f"{_at(line.next_due_at, zone)} (in {distance(line.next_due_at - line.as_of)}{later})"
-    lines = [line.name + (f"  [lock {line.lock}]" if several else "")]
+    # A name is never broken: people copy it.
+    lines = _broken(line.name + (f"  [lock{_SPACE}{line.lock}]" if several else ""), indent=4)
     lines += wrapped([f"next {when}", *standing(line, zone)])
     if line.last_status:
         lines += wrapped([f"last {_last(line, zone)}"])
