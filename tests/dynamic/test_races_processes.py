@@ -52,7 +52,7 @@ def test_2_places_that_nobody_got_in_a_rush_are_there_afterwards(site: Site) -> 
         at_once([partial(reconciles, site)] * SERVERS)
         site.later()
     assert site.cloud.most <= 5
-    site.settle(most=150)
+    site.passes(90)
     assert (site.statuses(), len(site.cloud.machines)) == ({"running": 5}, 5)
 
 
