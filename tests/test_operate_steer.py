@@ -136,7 +136,7 @@ def test_a_second_pause_keeps_its_time_and_takes_the_new_reason(site: Site) -> N
 def test_a_task_on_every_server_is_paused_on_all_by_its_name_and_on_one_by_its_row(site: Site) -> None:
     assert {name for name, _ in operate.pause(["a.here"]).rows} == {"a.here@web1", "a.here@web2"}
     operate.resume(["a.here@web2"])
-    assert (state("a.here@web1").state, state("a.here@web2").state) == ("paused", "ready")
+    assert state("a.here@web1").state == "paused" != state("a.here@web2").state
 
 
 def test_everything_is_paused_and_resumed_and_a_single_pause_stays(site: Site) -> None:
@@ -157,10 +157,48 @@ def test_what_was_due_while_it_was_paused_is_not_made_up_for(site: Site) -> None
         last_due_at=now() - 5 * HOUR, schedule_since=now() - 5 * HOUR, next_due_at=now() - HOUR
     )
     operate.pause(["a.orm"])
+    ScheduledLock.objects.filter(task="a.orm").update(paused_at=now() - 2 * HOUR)
     operate.resume(["a.orm"])
     row = site.server("a.orm").row("a.orm")
     assert row.last_due_at >= now() - timedelta(seconds=30)
     assert row.next_due_at is not None and row.next_due_at > now()
+
+
+def _owing(last_due_at: datetime) -> None:
+    """Have the last due time be tried again in a moment."""
+    ScheduledLock.objects.filter(task="a.orm").update(
+        last_due_at=last_due_at,
+        schedule_since=last_due_at,
+        next_due_at=last_due_at + HOUR,
+        retry_at=now() + timedelta(minutes=1),
+        attempt=2,
+    )
+
+
+@pytest.mark.parametrize("names", [["a.orm"], None], ids=["one", "everything"])
+def test_an_attempt_that_a_due_time_during_the_pause_has_superseded_is_told(
+    site: Site, caplog: pytest.LogCaptureFixture, names: list[str] | None
+) -> None:
+    """The history says "tried again in …", and nobody would ever say that it was not."""
+    full = now().replace(minute=0, second=0, microsecond=0)
+    _owing(full - HOUR)
+    operate.pause(names)
+    ScheduledLock.objects.filter(paused_at__isnull=False).update(paused_at=full - HOUR / 2)
+    ScheduleState.objects.filter(paused_at__isnull=False).update(paused_at=full - HOUR / 2)
+    said = f"{full - HOUR:%Y-%m-%d %H:%M:%S}Z was to be tried again, and is not: a newer due time came during the pause"
+    assert operate.resume(names).notes == (f"a.orm: its due time {said}.",)
+    [line] = [record for record in caplog.records if record.name == "multiserver_schedule"]
+    assert line.levelname == "WARNING"
+    assert line.getMessage().endswith(f"task=a.orm due={(full - HOUR).isoformat()} server=web1")
+    assert site.server("a.orm").row("a.orm").retry_at is None
+
+
+@pytest.mark.parametrize("names", [["a.orm"], None], ids=["one", "everything"])
+def test_an_attempt_that_is_made_after_the_pause_is_not_told_as_given_up(site: Site, names: list[str] | None) -> None:
+    _owing(now())
+    operate.pause(names)
+    assert operate.resume(names).notes == ()
+    assert site.server("a.orm").row("a.orm").retry_at is not None
 
 
 def test_to_resume_a_task_while_everything_is_paused_says_so(site: Site) -> None:
@@ -342,7 +380,7 @@ def test_a_pause_that_the_database_does_not_take_holds_and_says_so(
         patch.setattr(History, "forget_pause", refuse)
         done = operate.resume(["a.cached"])
     assert "the database still notes the pause" in done.troubles[0]
-    assert state("a.cached").state == "ready"
+    assert state("a.cached").state != "paused"
 
 
 def test_a_pause_that_the_cache_has_lost_can_be_taken_back(cached: Site, cache_store: CacheStore) -> None:

@@ -108,6 +108,24 @@ CleanupRecorder = Callable[[Sequence[Cleanup]], Sequence[Cleanup]]
 """Returns the clean-ups that are recorded now, with the pk of what was written; one left out is tried again later."""
 
 
+def was_due_in_pause(row: Row, paused_at: datetime | None, now: datetime, following: Following) -> bool:
+    """
+    Did a due time of this row come after it, or everything, was paused, and before now?
+
+    Its hint counts too: it may be of the schedule that held when the pause began. Where that is all that is known, one
+    from before the pause hides what came after it. A pause that lies ahead is of a clock that was: it began long ago.
+    """
+    began, hint = row.last_due_at, row.next_due_at
+    if paused_at is not None and began < paused_at <= now:
+        began = paused_at
+    if hint is not None and began < hint <= now:
+        return True
+    first = following(row.task, max(began, row.schedule_since))
+    if first is None:
+        return hint is not None and hint <= now
+    return first <= now
+
+
 class BaseLock(ABC):
     """
     Lets one server at a time run a task, and any due time run at most once.
@@ -239,8 +257,10 @@ class BaseLock(ABC):
         """
         Undo ``pause`` of these rows, or of everything (then single rows that are paused stay so).
 
-        What was due meanwhile counts as done: ``last_due_at`` rises to now, and ``following`` gives the next hint. What
-        is owed (a retry) is dropped. Return the names of the rows that were paused; [] where everything was not.
+        What was due meanwhile counts as done (``was_due_in_pause``): ``last_due_at`` rises to now, ``following`` gives
+        the next hint, and what is owed of the due time before (a retry, a rerun) is dropped, as by any newer due time.
+        Where nothing was due meanwhile, all of that is left alone: what runs or is owed goes on as before the pause.
+        Return the names of the rows that were paused; [] where everything was not.
         """
 
     @abstractmethod

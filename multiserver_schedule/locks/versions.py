@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol, TypeVar
 
 from ..entries import Row, ScheduledTask
-from .base import Before, Declarations
+from .base import Before, Declarations, was_due_in_pause
 
 SEEN_EVERY: Final = timedelta(minutes=1)
 """How often ``seen_at`` of the newest declarations is refreshed."""
@@ -186,10 +186,14 @@ def taken_over(
 def _moved_here(mine: Row, task: ScheduledTask, now: datetime, before: Before) -> Row:
     theirs = before.row
     assert theirs is not None
+    last = max(mine.last_due_at, theirs.last_due_at)
+    if theirs.paused and was_due_in_pause(theirs, theirs.paused_at, now, lambda name, after: _following(task, after)):
+        # The pause goes on here, but counts from now: what was due in it there is done.
+        last = max(last, now)
     row = replace(
         mine,
         fingerprint=theirs.fingerprint,
-        last_due_at=max(mine.last_due_at, theirs.last_due_at),
+        last_due_at=last,
         schedule_since=theirs.schedule_since,
         next_due_at=theirs.next_due_at,
         not_before=max(mine.not_before, theirs.not_before),

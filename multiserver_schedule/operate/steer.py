@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,12 +12,12 @@ from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
 
-from .. import conf
+from .. import conf, logs
 from ..declare import discovery, registry
 from ..entries import Row, ScheduledTask
 from ..exceptions import UnsafeTransaction
 from ..history import History
-from ..locks.base import BaseLock
+from ..locks.base import BaseLock, Following
 from .listing import everything_paused
 from .stores import (
     Misused,
@@ -83,7 +84,9 @@ def resume(names: Sequence[str] | None, *, lock: str = "") -> Steered:
     """
     Undo ``pause`` of these tasks, or that of everything (None), after which single tasks that are paused stay so.
 
-    What was due meanwhile is not made up for: ``backfill`` does that. Raises Refused as ``pause`` does.
+    What was due meanwhile is not made up for: ``backfill`` does that. Where nothing was, what ran then, and what is
+    owed, goes on as it would have; else an attempt that was owed is not made any more, which is noted and logged.
+    Raises Refused as ``pause`` does.
     """
     settings = conf.load()
     tasks = declared()
@@ -93,7 +96,7 @@ def resume(names: Sequence[str] | None, *, lock: str = "") -> Steered:
         return task.next(after) if task is not None else None
 
     if names is None:
-        return _each_lock(chosen_locks(settings, lock), settings, lambda store: _resume_all(store, following))
+        return _each_lock(chosen_locks(settings, lock), settings, lambda store: _resume_all(store, following, settings))
     found = _rows_of(names, settings, lock)
     troubles: list[str] = []
     done: list[tuple[str, str]] = []
@@ -105,6 +108,7 @@ def resume(names: Sequence[str] | None, *, lock: str = "") -> Steered:
             # First: a pass that comes in between would take the pause up again.
             noted, wrong = _forget(store, wanted)
             resumed = store.resume(wanted, following=following)
+            notes += _tell_forgone(store, [row for row in rows if row.task in resumed], settings)
             if (everything := everything_paused(store)) is not None:
                 because = f" ({everything.reason})" if everything.reason else ""
                 notes.append(
@@ -122,9 +126,9 @@ def interrupt(*, lock: str = "") -> Steered:
     """Ask every service and every pass that stays for a minute to end, once what it runs has ended."""
     settings = conf.load()
 
-    def of(store: BaseLock) -> tuple[bool, list[str]]:
+    def of(store: BaseLock) -> _Done:
         store.interrupt()
-        return True, []
+        return True, [], []
 
     return _each_lock(chosen_locks(settings, lock), settings, of)
 
@@ -217,37 +221,65 @@ def _why_not(name: str, alias: str, because: Any) -> str:
 # -- everything -------------------------------------------------------------------------------------------------------
 
 
-def _each_lock(
-    aliases: Iterable[str], settings: conf.Settings, deed: Callable[[BaseLock], tuple[bool, list[str]]]
-) -> Steered:
+_Done = tuple[bool, list[str], list[str]]
+"""Whether a lock was changed, what else is to be known, and what could not be done."""
+
+
+def _each_lock(aliases: Iterable[str], settings: conf.Settings, deed: Callable[[BaseLock], _Done]) -> Steered:
     """Do it in each store; one that is away keeps nobody from doing it in the others, and is told of."""
     done: list[str] = []
     unchanged: list[str] = []
+    notes: list[str] = []
     troubles: list[str] = []
     for alias in aliases:
         try:
             with opened(settings, alias) as store:
-                changed, wrong = deed(store)
+                changed, known, wrong = deed(store)
         except UnsafeTransaction:
             raise
         except Exception as error:  # whatever a driver raises
             troubles.append(f"{away(alias, error)}. Nothing was changed in it.")
             continue
         (done if changed else unchanged).append(alias)
+        notes += known
         troubles += wrong
-    return Steered(locks=tuple(done), unchanged=tuple(unchanged), troubles=tuple(troubles))
+    return Steered(locks=tuple(done), unchanged=tuple(unchanged), notes=tuple(notes), troubles=tuple(troubles))
 
 
-def _pause_all(store: BaseLock, reason: str) -> tuple[bool, list[str]]:
+def _pause_all(store: BaseLock, reason: str) -> _Done:
     store.pause(None, reason=reason)
-    return True, _note(store, [""], reason)
+    return True, [], _note(store, [""], reason)
 
 
-def _resume_all(store: BaseLock, following: Callable[[str, datetime], datetime | None]) -> tuple[bool, list[str]]:
+def _resume_all(store: BaseLock, following: Following, settings: conf.Settings) -> _Done:
     was_paused = everything_paused(store) is not None
+    before = store.rows() if was_paused else []
     noted, wrong = _forget(store, [""])
     store.resume(None, following=following)
-    return was_paused or bool(noted), wrong
+    return was_paused or bool(noted), _tell_forgone(store, before, settings), wrong
+
+
+# -- what a due time during the pause has superseded ------------------------------------------------------------------
+
+
+def _tell_forgone(store: BaseLock, before: Iterable[Row], settings: conf.Settings) -> list[str]:
+    """Say, in the log too, which attempts that these rows owed are not made any more: the history promises them."""
+    owed = {row.task: row for row in before if row.retry_at is not None and not row.moved_to}
+    if not owed:
+        return []
+    try:
+        now = {row.task: row for row in store.rows(sorted(owed))}
+    except UnsafeTransaction:
+        raise
+    except Exception as error:  # whatever a driver raises
+        return [f"{away(store.alias, error)}. It has resumed; whether attempts were given up, `schedule list` says."]
+    notes = []
+    for name, row in owed.items():
+        if name in now and now[name].retry_at is None and now[name].last_due_at > row.last_due_at:
+            text = "was to be tried again, and is not: a newer due time came during the pause"
+            logs.log("none", logging.WARNING, text, task=name, due=row.last_due_at, server=settings.server_name)
+            notes.append(f"{name}: its due time {logs.short(row.last_due_at)} {text}.")
+    return notes
 
 
 # -- what a store that may lose it has in the database, too -----------------------------------------------------------

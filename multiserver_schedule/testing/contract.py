@@ -39,6 +39,8 @@ AHEAD = THREE + 3 * DAY
 """What the store's clock said while it was ahead."""
 REACH = Reach(far=2 * LEASE, rest=2 * LEASE + BREAK, retry=2 * LEASE, lease=LEASE)
 FILTERED = Outcome(status="skipped", reason="filtered", started=False)
+ONE_OR_ALL = pytest.mark.parametrize("names", [["shop.refresh"], None], ids=["one", "everything"])
+"""What is paused and resumed: a task by its name, or everything."""
 
 
 class Recorders(Protocol):
@@ -618,6 +620,25 @@ class LockContract:
         assert web1.run(THREE + HOUR, now=THREE + HOUR + MINUTE) is None
         assert newer.run(THREE + 2 * HOUR) is not None
 
+    @pytest.mark.parametrize("back", [False, True], ids=["new", "back"])
+    def test_what_was_due_while_a_task_was_paused_in_another_store_is_not_made_up_for_here(
+        self, web1: Server, lock: BaseLock, notes: Notes, back: bool
+    ) -> None:
+        """The pause is made anew here, and its begin is a later one."""
+        name = "shop.refresh" if back else "shop.more"
+        if back:
+            lock.leave([name], to="other", now=THREE - 2 * MINUTE)
+        before = dataclasses.replace(web1.row(), task=name, moved_to="", paused=True, paused_at=THREE - MINUTE)
+        newer = Server(lock, notes, a_task(), a_task("shop.more"))
+        newer.sync(THREE + MINUTE, lambda names: {name: Before(row=before, store="other")} if name in names else {})
+        lock.pause([name], now=THREE + MINUTE)
+        resumed = THREE + 2 * MINUTE
+        lock.resume([name], following=following, now=resumed)
+        assert name not in newer.due(resumed)
+        more = newer.declared.tasks[name]
+        assert newer.claim(newer.occurrence(THREE, more), now=resumed) == []
+        assert len(newer.claim(newer.occurrence(THREE + HOUR, more), now=THREE + HOUR)) == 1
+
     def test_a_rollback_that_cannot_ask_the_other_store_runs_nothing_a_second_time(
         self, web1: Server, lock: BaseLock, notes: Notes
     ) -> None:
@@ -1139,7 +1160,195 @@ class LockContract:
         lock.pause(["shop.refresh"], now=THREE + HOUR)
         lock.resume(["shop.refresh"], following=following, now=THREE)  # a clock that was set back
         row = web1.row()
-        assert (row.last_due_at, row.next_due_at, row.retry_at) == (THREE + HOUR, THREE + 2 * HOUR, None)
+        assert (row.last_due_at, row.next_due_at) == (THREE + HOUR, THREE + 2 * HOUR)
+
+    @ONE_OR_ALL
+    def test_what_ran_during_a_pause_is_run_again_when_its_server_dies_after_it(
+        self, lock: BaseLock, notes: Notes, names: list[str] | None
+    ) -> None:
+        """A deploy pauses everything for some seconds: what runs on a server that is killed later is still owed."""
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        server.must_run(THREE)
+        lock.pause(names, now=THREE + SECOND)
+        assert lock.resume(names, following=following, now=THREE + 4 * SECOND) == ["shop.refresh"]
+        assert (server.row().last_due_at, server.row().next_due_at) == (THREE, THREE + HOUR)
+        server.reap(THREE + MINUTE)
+        assert (server.row().retry_at, server.row().attempt) == (THREE + MINUTE, 2)
+        assert server.retry(THREE, 2, now=THREE + MINUTE) is not None
+
+    @ONE_OR_ALL
+    def test_what_ran_during_a_pause_and_fails_after_it_is_tried_again(
+        self, web1: Server, web2: Server, lock: BaseLock, names: list[str] | None
+    ) -> None:
+        claim = web1.must_run(THREE)
+        lock.pause(names, now=THREE + SECOND)
+        lock.resume(names, following=following, now=THREE + 4 * SECOND)
+        assert web1.release(claim, now=THREE + 10 * SECOND, retry_in=20 * SECOND) == [True]
+        assert (web1.row().retry_at, web1.row().attempt) == (THREE + 30 * SECOND, 2)
+        assert web2.retry(THREE, 2, now=THREE + 30 * SECOND) is not None
+
+    @ONE_OR_ALL
+    def test_an_attempt_that_is_owed_outlives_a_pause(
+        self, web1: Server, web2: Server, lock: BaseLock, names: list[str] | None
+    ) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        before = web1.row()
+        lock.pause(names, now=THREE + SECOND)
+        lock.resume(names, following=following, now=THREE + 4 * SECOND)
+        assert web1.row() == before
+        assert web1.due(THREE + MINUTE) == ["shop.refresh"]
+        assert web2.retry(THREE, 2, now=THREE + MINUTE) is not None
+        assert web1.retry(THREE, 2, now=THREE + MINUTE) is None
+
+    @ONE_OR_ALL
+    def test_an_attempt_whose_time_came_during_a_pause_is_made_late(
+        self, web1: Server, lock: BaseLock, names: list[str] | None
+    ) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        lock.pause(names, now=THREE + SECOND)
+        resumed = THREE + HOUR - MINUTE
+        lock.resume(names, following=following, now=resumed)
+        assert web1.due(resumed) == ["shop.refresh"]
+        assert web1.retry(THREE, 2, now=resumed) is not None
+
+    @ONE_OR_ALL
+    def test_a_due_time_during_a_pause_goes_before_an_attempt_that_is_owed_and_is_not_made_up_for(
+        self, web1: Server, lock: BaseLock, names: list[str] | None
+    ) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=50 * MINUTE)
+        lock.pause(names, now=THREE + 40 * MINUTE)
+        resumed = THREE + HOUR + MINUTE
+        lock.resume(names, following=following, now=resumed)
+        row = web1.row()
+        assert (row.last_due_at, row.next_due_at, row.retry_at) == (resumed, THREE + 2 * HOUR, None)
+        for due_at in (THREE, THREE + HOUR):
+            assert web1.run(due_at, now=resumed) is None
+            assert web1.retry(due_at, 2, now=resumed) is None
+        assert web1.due(resumed) == []
+        assert web1.run(THREE + 2 * HOUR) is not None
+
+    @ONE_OR_ALL
+    def test_a_due_time_during_a_pause_ends_what_is_owed_of_the_run_that_is_under_way(
+        self, lock: BaseLock, notes: Notes, names: list[str] | None
+    ) -> None:
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        claim = server.must_run(THREE)
+        lock.pause(names, now=THREE + HOUR - MINUTE)
+        server.renew(claim, now=THREE + HOUR)
+        resumed = THREE + HOUR + SECOND
+        lock.resume(names, following=following, now=resumed)
+        server.reap(resumed + MINUTE)
+        assert server.row().retry_at is None
+        assert server.due(resumed + MINUTE) == []
+        claim = server.must_run(THREE + 2 * HOUR)
+        lock.pause(names, now=THREE + 3 * HOUR - MINUTE)
+        server.renew(claim, now=THREE + 3 * HOUR)
+        lock.resume(names, following=following, now=THREE + 3 * HOUR + SECOND)
+        server.release(claim, now=THREE + 3 * HOUR + 2 * SECOND, retry_in=SECOND)
+        assert server.row().retry_at is None
+
+    @ONE_OR_ALL
+    def test_a_due_time_that_came_before_a_pause_is_still_to_be_had_after_it(
+        self, web1: Server, lock: BaseLock, names: list[str] | None
+    ) -> None:
+        lock.pause(names, now=THREE + SECOND)
+        resumed = THREE + 4 * SECOND
+        lock.resume(names, following=following, now=resumed)
+        assert web1.due(resumed) == ["shop.refresh"]
+        assert web1.run(THREE, now=resumed) is not None
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    def test_a_due_time_during_a_pause_goes_before_one_that_came_before_it(
+        self, web1: Server, lock: BaseLock, is_known: bool
+    ) -> None:
+        """Also where who resumes does not know the task, and can only suppose that there was one."""
+        lock.pause(None, now=THREE + SECOND)
+        resumed = THREE + HOUR + SECOND
+        lock.resume(None, following=following if is_known else lambda name, after: None, now=resumed)
+        for due_at in (THREE, THREE + HOUR):
+            assert web1.run(due_at, now=resumed) is None
+        assert web1.run(THREE + 2 * HOUR) is not None
+
+    @ONE_OR_ALL
+    def test_a_run_by_hand_during_a_pause_is_not_run_again_and_costs_no_attempt_that_is_owed(
+        self, lock: BaseLock, notes: Notes, names: list[str] | None
+    ) -> None:
+        server = Server(lock, notes, a_task(rerun=True))
+        server.sync(THREE - HOUR)
+        server.release(server.must_run(THREE), now=THREE, retry_in=10 * MINUTE)
+        server.must_run(THREE + MINUTE, trigger="manual")
+        lock.pause(names, now=THREE + MINUTE + SECOND)
+        lock.resume(names, following=following, now=THREE + MINUTE + 4 * SECOND)
+        server.reap(THREE + 2 * MINUTE)
+        assert (server.row().retry_at, server.row().attempt) == (THREE + 10 * MINUTE, 2)
+        again = server.retry(THREE, 2, now=THREE + 10 * MINUTE)
+        assert again is not None
+        server.release(again, now=THREE + 10 * MINUTE)
+        server.must_run(THREE + 11 * MINUTE, trigger="manual")
+        lock.pause(names, now=THREE + 11 * MINUTE + SECOND)
+        lock.resume(names, following=following, now=THREE + 11 * MINUTE + 4 * SECOND)
+        server.reap(THREE + 12 * MINUTE)
+        assert server.row().retry_at is None
+
+    def test_what_is_owed_outlives_a_pause_of_everything_and_one_of_its_own(self, web1: Server, lock: BaseLock) -> None:
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        lock.pause(["shop.refresh"], now=THREE + SECOND)
+        lock.pause(None, now=THREE + 2 * SECOND)
+        assert lock.resume(None, following=following, now=THREE + 3 * SECOND) == []
+        assert lock.resume(["shop.refresh"], following=following, now=THREE + 4 * SECOND) == ["shop.refresh"]
+        assert web1.retry(THREE, 2, now=THREE + MINUTE) is not None
+
+    def test_each_of_two_pauses_passes_over_what_was_due_in_it(self, lock: BaseLock, notes: Notes) -> None:
+        """One of a task that began before, or after, the due time that came in that of everything."""
+        server = Server(lock, notes, a_task("a"), a_task("b"))
+        server.sync(THREE - HOUR / 2)
+        lock.pause(["a"], now=THREE - 2 * MINUTE)
+        lock.pause(None, now=THREE - MINUTE)
+        lock.pause(["b"], now=THREE + MINUTE)
+        at = THREE + 2 * MINUTE
+        lock.resume(["a"], following=following, now=at)
+        lock.resume(None, following=following, now=at)
+        lock.resume(["b"], following=following, now=at)
+        assert server.due(at) == []
+
+    def test_who_does_not_know_a_task_goes_by_its_hint_at_the_end_of_a_pause(
+        self, web1: Server, lock: BaseLock
+    ) -> None:
+        """Another version resumes: it has no due times of it."""
+        web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)
+        lock.pause(None, now=THREE + SECOND)
+        lock.resume(None, following=lambda name, after: None, now=THREE + 4 * SECOND)
+        assert web1.row().retry_at == THREE + MINUTE
+        lock.pause(None, now=THREE + 5 * SECOND)
+        resumed = THREE + HOUR + MINUTE
+        lock.resume(None, following=lambda name, after: None, now=resumed)
+        assert web1.row().retry_at is None
+        assert web1.run(THREE + HOUR, now=resumed) is None
+
+    @ONE_OR_ALL
+    def test_what_was_due_during_a_pause_is_not_made_up_for_under_the_schedule_that_a_deploy_brought(
+        self, web1: Server, lock: BaseLock, notes: Notes, names: list[str] | None
+    ) -> None:
+        lock.pause(names, now=THREE - MINUTE)
+        timetable = Cron("30 * * * *", "UTC")
+        newer = Server(lock, notes, a_task(timetable=timetable), name="web2")
+        newer.sync(THREE + MINUTE)
+        resumed = THREE + 2 * MINUTE
+        lock.resume(names, following=lambda name, after: timetable.next(after), now=resumed)
+        assert newer.due(resumed) == []
+        assert newer.run(THREE, now=resumed) is None
+        assert newer.run(THREE + HOUR / 2) is not None
+
+    @ONE_OR_ALL
+    def test_a_pause_of_a_clock_that_was_ahead_makes_up_for_nothing(
+        self, web1: Server, lock: BaseLock, names: list[str] | None
+    ) -> None:
+        lock.pause(names, now=AHEAD)
+        resumed = THREE + MINUTE
+        lock.resume(names, following=following, now=resumed)
+        assert web1.due(resumed) == []
 
     def test_nothing_owed_or_wanted_starts_while_it_is_paused(self, web1: Server, lock: BaseLock) -> None:
         web1.release(web1.must_run(THREE), now=THREE, retry_in=MINUTE)

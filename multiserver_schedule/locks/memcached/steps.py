@@ -13,7 +13,7 @@ from typing import Final
 
 from ...entries import Claim, Cleanup, Occurrence, ReleasedClaim, Row, ScheduledTask, Skip
 from ..ahead import Reach, held_back_until, set_right
-from ..base import Before, Following
+from ..base import Before, Following, was_due_in_pause
 from ..versions import registered, taken_over
 from .rows import (
     STATE,
@@ -349,7 +349,8 @@ def resumed(following: Following, kept: Kept | None, read: Read) -> tuple[Kept |
     """Undo the pause of a row: what was due meanwhile is done."""
     if kept is None or not kept.get("paused_at"):
         return None, False
-    return {**_caught_up(following, kept, read), "paused_at": None, "paused_reason": None}, True
+    caught = _caught_up(following, kept, kept["paused_at"], read)
+    return {**caught, "paused_at": None, "paused_reason": None}, True
 
 
 def all_resumed(kept: Kept | None, read: Read) -> tuple[Kept | None, bool]:
@@ -361,14 +362,18 @@ def all_resumed(kept: Kept | None, read: Read) -> tuple[Kept | None, bool]:
 
 def caught_up(following: Following, kept: Kept | None, read: Read) -> tuple[Kept | None, bool]:
     """Count what was due while all was paused as done; say whether the row goes on when that is over."""
-    if kept is None:
+    since = (read.get(STATE) or {}).get("paused_at")
+    if kept is None or not since:
+        # Somebody else was faster.
         return None, False
-    return _caught_up(following, kept, read), not kept.get("paused_at")
+    return _caught_up(following, kept, since, read), not kept.get("paused_at")
 
 
-def _caught_up(following: Following, kept: Kept, read: Read) -> Kept:
+def _caught_up(following: Following, kept: Kept, since: int, read: Read) -> Kept:
     if kept.get("moved_to"):
         # The store that has it by now knows what is done.
+        return kept
+    if not was_due_in_pause(as_row(kept), time_of(since), time_of(read.moment.lower), following):
         return kept
     last = max(kept["last_due_at"], read.moment.lower)
     # Where nobody here knows, the old hint: the row is offered, and who has its schedule finds what is due.

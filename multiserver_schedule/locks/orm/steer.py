@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce
 
 from ...models import ScheduledLock, ScheduleState
 from ..ahead import Reach, set_right
-from ..base import Following
+from ..base import Following, was_due_in_pause
 from ..versions import ASIDE, newest_of
 from .rows import NOTHING_OWED, ROW, Clock, as_row, batches, noted
 from .session import Session
@@ -39,12 +39,11 @@ class Steering(Session):
     def _resume(self, names: Sequence[str] | None, following: Following, clock: Clock) -> list[str]:
         resumed: list[str] = []
         with self._transaction(write_first=True):
+            since: datetime | None = None
             if names is None:
-                if (
-                    not self._state()
-                    .filter(key=ScheduleState.PROJECT, paused_at__isnull=False)
-                    .update(paused_at=None, paused_reason="")
-                ):
+                state = self._state().filter(key=ScheduleState.PROJECT, paused_at__isnull=False)
+                since = self._lock_rows(state, skip_locked=False).values_list("paused_at", flat=True).first()
+                if not state.update(paused_at=None, paused_reason=""):
                     return []
                 # Of a row that another store has by now, that store says what has become of it.
                 wanted = self._locks().filter(moved_to="")
@@ -55,10 +54,11 @@ class Steering(Session):
             for pks in batches(found, min(500, self._batch_size())):
                 locks = list(self._lock_rows(wanted.filter(pk__in=pks), skip_locked=False).annotate(now=clock.now))
                 for lock in locks:
-                    at = noted(lock)
-                    lock.last_due_at = max(lock.last_due_at, at)
-                    lock.next_due_at = following(lock.task, lock.last_due_at) or lock.next_due_at
-                    lock.retry_at, lock.rerun_up_to = None, 0
+                    at, row = noted(lock), as_row({field: getattr(lock, field) for field in ROW})
+                    if was_due_in_pause(row, since or lock.paused_at, at, following):
+                        lock.last_due_at = max(lock.last_due_at, at)
+                        lock.next_due_at = following(lock.task, lock.last_due_at) or lock.next_due_at
+                        lock.retry_at, lock.rerun_up_to = None, 0
                     if names is not None:
                         lock.paused_at, lock.paused_reason = None, ""
                         resumed.append(lock.task)

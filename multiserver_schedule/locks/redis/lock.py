@@ -26,6 +26,7 @@ from ..base import (
     SkipRecorder,
     Synced,
     nowhere_else,
+    was_due_in_pause,
 )
 from ..cached import CachedLock, longest_lease
 from ..versions import ASIDE, SEEN_EVERY, is_known, keys, take_overs
@@ -482,9 +483,11 @@ class RedisLock(CachedLock):
         A pause of everything ends when all rows are written: until then nobody claims what was due meanwhile.
         """
         everything = names is None
+        since: datetime | None = None
         if names is None:
-            at, is_paused, names = self._line.call("paused", now=micros(now))
-            if is_paused != "1":
+            at, paused_at, names = self._line.call("paused", now=micros(now))
+            since = moment_or_none(paused_at)
+            if since is None:
                 return []
         else:
             (at,) = self._line.call("clock", now=micros(now))
@@ -492,11 +495,13 @@ class RedisLock(CachedLock):
         resumed: list[str] = []
         batches = list(_batches(sorted(set(names)))) or [[]]
         for number, batch in enumerate(batches, 1):
-            items = [
-                [row.task, row.fingerprint, micros(following(row.task, max(row.last_due_at, moment(at))))]
-                for row in (stored.row for stored in self._read(batch))
-                if everything or row.paused
-            ]
+            items = []
+            for row in (stored.row for stored in self._read(batch)):
+                if not everything and not row.paused:
+                    continue
+                is_passed = was_due_in_pause(row, since or row.paused_at, moment(at), following)
+                hint = following(row.task, max(row.last_due_at, moment(at))) if is_passed else None
+                items.append([row.task, row.fingerprint, micros(hint), is_passed])
             _, done = self._line.call(
                 "resume",
                 now=micros(now),

@@ -797,7 +797,7 @@ end
 
 function steps.paused()
   write_anyway()
-  return {text(N), is_paused() and '1' or '0', redis.call('SMEMBERS', NAMES)}
+  return {text(N), redis.call('HGET', STATE, 'paused_at') or '', redis.call('SMEMBERS', NAMES)}
 end
 
 -- What is paused is not claimed while its next due time is computed.
@@ -810,14 +810,14 @@ function steps.resume()
     return {text(N), resumed}
   end
   for _, item in ipairs(given.rows) do
-    local name, fingerprint, hint = item[1], item[2], item[3]
+    local name, fingerprint, hint, was_due = item[1], item[2], item[3], item[4]
     local row = row_of(name)
     if row and redis.call('HGET', key_of(name), 'stamp') == given.stamp then
       -- Sent before, and its answer did not arrive.
       resumed[#resumed + 1] = name
     elseif row and (given.everything or row.paused_at ~= '') then
       local put = {}
-      if row.moved_to == '' then
+      if row.moved_to == '' and was_due then
         local last = text(math.max(number(row.last), tonumber(given.at)))
         -- One of another schedule may be too late; one that is too early costs a look.
         local soon = row.fingerprint == fingerprint and hint ~= '' and hint or row.next
