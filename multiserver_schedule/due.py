@@ -113,7 +113,9 @@ def plan(
                 # Somebody's manual run may have the lock: it is asked again in a moment.
                 found.no_later_than(max(row.retry_at, now + _MOMENT))
                 due = None
-        if row.wanted_at is not None and is_free and not row.moved_from:
+        # A run by hand that began before it would be ended for it at once.
+        goes_first = task.overlap == "cancel_other" and isinstance(due, Occurrence) and not due.is_retry
+        if row.wanted_at is not None and is_free and not row.moved_from and not goes_first:
             # Whatever else is due for it is found by the next look.
             found.ready.append(dataclasses.replace(manual(task, row, row.wanted_at, policy), requested=True))
         elif due is None:

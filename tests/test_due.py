@@ -238,6 +238,32 @@ def test_a_run_that_was_asked_for_is_ready_whatever_the_schedule_says() -> None:
     assert found(task(), dataclasses.replace(asked, owner="somebody"), THREE + 2 * MINUTE).ready == []
 
 
+def test_a_run_that_was_asked_for_waits_for_a_due_time_that_would_cancel_it() -> None:
+    """It is started when that has ended: asked for once, it runs once, and is not ended for what was due before it."""
+    cancels = task(overlap="cancel_other")
+    asked = row(cancels, THREE - HOUR, wanted_at=THREE + SECOND)
+    [ready] = found(cancels, asked, THREE + 2 * SECOND).ready
+    assert (ready.trigger, ready.due_at) == ("schedule", THREE)
+    resting = found(cancels, dataclasses.replace(asked, not_before=THREE + MINUTE), THREE + 2 * SECOND)
+    assert resting.ready == [] and [due.due_at for due, _ in resting.resting] == [THREE]
+    under_way = dataclasses.replace(asked, last_due_at=THREE, next_due_at=THREE + HOUR, owner="somebody")
+    waits = found(cancels, under_way, THREE + MINUTE)
+    assert (waits.ready, waits.held) == ([], [])
+    [ready] = found(cancels, dataclasses.replace(under_way, owner=None), THREE + MINUTE).ready
+    assert (ready.trigger, ready.requested, ready.due_at) == ("manual", True, THREE + SECOND)
+
+
+def test_a_run_that_was_asked_for_waits_for_nothing_that_would_not_cancel_it() -> None:
+    for overlap in ("skip", "allow", "queue_one"):
+        asked = row(task(overlap=overlap), THREE - HOUR, wanted_at=THREE + SECOND)
+        assert found(task(overlap=overlap), asked, THREE + 2 * SECOND).ready[0].requested
+    cancels = task(overlap="cancel_other", retries=1)
+    owed = row(cancels, THREE, retry_at=THREE + MINUTE, attempt=2, wanted_at=THREE + MINUTE)
+    assert found(cancels, owed, THREE + 2 * MINUTE).ready[0].requested, "nor for an attempt: that waits for it"
+    too_late = row(cancels, THREE - 2 * HOUR, next_due_at=THREE - HOUR, wanted_at=THREE - MINUTE)
+    assert found(cancels, too_late, THREE - MINUTE).ready[0].requested, "nor for what is given up"
+
+
 def test_jitter_moves_the_start_and_not_the_due_time() -> None:
     late = task(jitter=timedelta(minutes=30))
     offset = late.offset(late.name)

@@ -401,6 +401,23 @@ def test_by_cron_it_starts_with_the_next_pass(store: Store) -> None:
     assert [occurrence.trigger for occurrence, _, _ in sim.started] == ["manual"]
 
 
+@pytest.mark.parametrize("services", [0, 1])
+@ON_ONE
+def test_a_run_that_is_asked_for_as_its_task_is_due_is_made_once_and_whole(store: Store, services: int) -> None:
+    """Each due time of the task cancels what runs: one that is open already does so at once."""
+    cancels = task("*/5 * * * *", overlap="cancel_other")
+    sim = world(store, cancels, services=services, duration=lambda row: MINUTE)
+    sim.advance(6 * MINUTE)
+    due_at = NOON + 5 * MINUTE
+    sim._work_until(due_at - SECOND / 50)
+    asked = ORMLock("default", {"using": store.alias}).want("shop.report", now=sim.now)
+    sim.advance(4 * MINUTE)
+    began = [(occurrence.trigger, occurrence.due_at) for occurrence, _, _ in sim.started]
+    assert began == [("schedule", NOON), ("schedule", due_at), ("manual", asked)]
+    sim.finish()
+    assert [status for _, _, status in attempts(store)] == ["succeeded"] * 3
+
+
 @ON_ONE
 def test_nothing_starts_while_a_task_is_paused_and_nothing_piles_up(store: Store) -> None:
     paused, other = task("* * * * *"), task("* * * * *", name="shop.other")
