@@ -548,7 +548,8 @@ class _Pass:
             return None
         # From when it was told first, however long nobody could tell it.
         if server.called_at is not None and now - server.called_at >= kind.drain_limit:
-            left = f", and {server.jobs} jobs run still" if server.jobs else ""
+            jobs = f"{server.jobs} job{' runs' if server.jobs == 1 else 's run'}"
+            left = f", and {jobs} still" if server.jobs else ""
             logger.warning("%s is not drained after %s%s.", server.name, distance(kind.drain_limit), left)
             self.visit.drained(server, f"not drained within {distance(kind.drain_limit)}{left}")
             return None
