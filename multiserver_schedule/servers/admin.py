@@ -396,7 +396,7 @@ class ProviderAdmin(ReadOnlyAdmin):
         "counted",
         "unknown",
         to_the_second("observed_at"),
-        to_the_second("trouble_since"),
+        "since",
         shortened("trouble"),
         to_the_second("not_before"),
     )
@@ -405,10 +405,15 @@ class ProviderAdmin(ReadOnlyAdmin):
         *("trouble", "since", "failures", "closed_until", "look"),
     )
     observed = staticmethod(to_the_second("observed_at"))
-    since = staticmethod(to_the_second("trouble_since"))
     closed_until = staticmethod(to_the_second("not_before"))
     look = staticmethod(to_the_second("next_look_at"))
     readonly_fields = ("used", "observed", "since", "closed_until", "look")
+
+    @admin.display(description=_("trouble since"), ordering="trouble_since")
+    def since(self, row: Provider) -> str:
+        """Say since when there has been trouble that is told; what nobody looks at is told above the servers."""
+        since: str = to_the_second("trouble_since")(row) if row.trouble else ""
+        return since
 
     @admin.display(description=_("used"))
     def used(self, row: Provider) -> str:

@@ -221,7 +221,7 @@ def provider_lines() -> list[ProviderLine]:
                 observed_at=row.observed_at if row else None,
                 failures=row.failures if row else 0,
                 trouble=row.trouble if row else "",
-                trouble_since=row.trouble_since if row else None,
+                trouble_since=row.trouble_since if row and row.trouble else None,
                 not_before=row.not_before if row else None,
                 next_look_at=row.next_look_at if row else None,
                 orphans=list(row.orphans) if row else [],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from html import unescape
 from typing import Any
 from xml.etree import ElementTree
@@ -139,6 +139,13 @@ def test_a_provider_is_shown_with_its_places(root: Client) -> None:
     shown = text_of(root.get(f"{ADMIN}provider/"))
     assert "a 3 of 4 3 1 " in shown and "gone 0 - 0 " in shown
     assert "3 of 4" in text_of(root.get(f"{ADMIN}provider/{ledger.provider('a').pk}/change/"))
+
+
+def test_a_provider_that_nobody_has_looked_at_for_a_minute_is_not_shown_with_trouble(root: Client) -> None:
+    ledger.provider("a")
+    ledger.providers().filter(name="a").update(trouble_since=datetime(2030, 1, 2, 3, tzinfo=timezone.utc))
+    assert "2030-01-02" not in text_of(root.get(f"{ADMIN}provider/"))
+    assert [line.trouble_since for line in operate.provider_lines()] == [None]
 
 
 def test_a_decision_is_shown_with_its_reason(root: Client) -> None:
