@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
-from io import StringIO, TextIOWrapper
+from io import StringIO
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -537,19 +537,6 @@ def test_a_pass_inside_a_transaction_is_refused(settings: Any) -> None:
     settings.MULTISERVER_SCHEDULE = {"RUNNER": "fork"}
     with transaction.atomic(), pytest.raises(UnsafeTransaction, match="run_due"):
         call_command("runschedule")
-
-
-@pytest.mark.parametrize("buffered", [True, False])
-def test_whoever_reads_no_further_gets_no_traceback(monkeypatch: pytest.MonkeyPatch, buffered: bool) -> None:
-    """As in `manage.py schedule list | head`."""
-    reads, writes = os.pipe()
-    os.close(reads)
-    raw = os.fdopen(writes, "wb", buffering=-1 if buffered else 0)
-    with TextIOWrapper(raw, write_through=not buffered) as stream, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
-        with pytest.raises(SystemExit) as left:
-            call_command("schedule", "list", stdout=stream)
-    assert left.value.code == 1
 
 
 # -- steering ---------------------------------------------------------------------------------------------------------

@@ -475,7 +475,9 @@ def test_whoever_reads_no_further_gets_no_traceback(monkeypatch: pytest.MonkeyPa
     with TextIOWrapper(raw, write_through=not buffered) as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         with pytest.raises(SystemExit) as left:
-            call_command("servers", "list", stdout=stream)
+            load_command_class("multiserver_schedule.servers", "servers").run_from_argv(
+                ["manage.py", "servers", "list"]
+            )
     assert left.value.code == 1
 
 
