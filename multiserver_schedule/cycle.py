@@ -713,9 +713,9 @@ class Cycle:
 
     def _tell_that_it_stays_failed(self, claim: Claim) -> None:
         """Tell of a failure that was to be tried again, now that the task's own conditions have refused that."""
-        attempt = claim.occurrence.attempt
-        self.tell("forgone", about=claim.occurrence, why=f"its own conditions said no to attempt {attempt}")
-        failed = Outcome(status="failed", error=f"failed before, and its own conditions said no to attempt {attempt}")
+        why = f"had failed, and its own conditions said no to attempt {claim.occurrence.attempt}"
+        self.tell("forgone", about=claim.occurrence, why=why)
+        failed = Outcome(status="failed", error=why)
         for event in events(claim, failed, final=True, late=True):
             self.runner.report(event)
 

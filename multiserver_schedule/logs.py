@@ -108,8 +108,8 @@ class Teller:
         self._say(f"{short(due_at)} {task} taken by another server", verbosity=2)
 
     def _forgone(self, task: str, due_at: datetime, server: str, why: str = "") -> None:
-        why = why or "no server was there for its next attempt before the next due time"
-        log("none", logging.WARNING, f"had failed, and {why}", task=task, due=due_at, server=server)
+        text = why or "had failed, and no server was there for its next attempt before the next due time"
+        log("none", logging.WARNING, text, task=task, due=due_at, server=server)
 
     def _started(self, task: str, due_at: datetime, server: str, **more: Any) -> None:
         run = _run(task, due_at, server, **more)

@@ -190,9 +190,10 @@ def test_an_attempt_that_its_own_conditions_refuse_is_recorded_and_the_failure_i
     rows = ScheduledRun.objects.using(store.alias).order_by("attempt")
     assert list(rows.values_list("due_at", "attempt", "status", "reason"))[1:] == [(NOON, 2, "skipped", "filtered")]
     assert rows[0].status == "failed"
-    assert [event["why"] for event in told if event["kind"] == "forgone"] == ["its own conditions said no to attempt 2"]
+    why = "had failed, and its own conditions said no to attempt 2"
+    assert [event["why"] for event in told if event["kind"] == "forgone"] == [why]
     (step,) = [event for event in told if event["kind"] == "beside"]
-    assert (step["name"], step["status"]) == ("on_failure hook tests.test_policies.task", "failed")
+    assert (step["name"], step["error"]) == ("on_failure hook tests.test_policies.task", why)
     # The next due time has a row of its own.
     sim.advance(HOUR)
     assert rows.filter(due_at=NOON, attempt=2).exists()
