@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
-
-from django.db import connections
 
 from multiserver_schedule.logs import distance
 
@@ -20,11 +17,13 @@ from .entries import Load
 from .hiding import told, traced
 from .plan import Plan
 from .types import ServerType, Source
+from .visit import begin
 
 logger = logging.getLogger("multiserver_schedule.servers")
 
 ANSWERS_WITHIN: Final = timedelta(seconds=30)
 """So long an answer is waited for. A run asks twice, one after the other, and is killed after five minutes."""
+_THREAD: Final = "servers-load"
 _TRIES: Final = 5
 _GAP: Final = 3
 """After so many times MONITOR_EVERY without an answer, nobody knows what would have been asked for in between."""
@@ -109,7 +108,7 @@ def _asks() -> dict[str, _Ask]:
     trouble = ""
     kinds = types.known()
     try:
-        asking = _begun(lambda: fleet.determined(fleet))
+        asking = begin(lambda: fleet.determined(fleet), _THREAD)
         wait([asking], ANSWERS_WITHIN.total_seconds())
         determined = _answer(asking, "it") or {}
     except Exception as error:
@@ -124,7 +123,7 @@ def _asks() -> dict[str, _Ask]:
         for source in () if name in determined else kind.sources:
             # One that several types have is asked once: nobody has promised that two threads may ask it at once.
             if id(source) not in begun:
-                begun[id(source)] = _begun(source)
+                begun[id(source)] = begin(source, _THREAD)
     wait(begun.values(), ANSWERS_WITHIN.total_seconds())
     for name, kind in kinds.items():
         if name in determined:
@@ -134,26 +133,6 @@ def _asks() -> dict[str, _Ask]:
         elif trouble:
             asks[name] = _Ask(trouble=trouble)
     return asks
-
-
-def _begun(call: Callable[[], Any]) -> Future[Any]:
-    """Begin to ask, and return what the answer or error will be in. Who hangs is not waited for, nor by the process."""
-    future: Future[Any] = Future()
-
-    def ask() -> None:
-        try:
-            try:
-                answer = call()
-            finally:
-                # It is a project's own code, and may ask the database: the connection is this thread's.
-                connections.close_all()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
-
-    threading.Thread(target=ask, name="servers-load", daemon=True).start()
-    return future
 
 
 def _answer(future: Future[Any], who: str) -> Any:

@@ -89,9 +89,7 @@ class Calls:
 
     def submit_drain(self, do: Callable[[], Any]) -> Future[Any]:
         """Begin to ask a drain, at once, and return what its answer or error will be in."""
-        future: Future[Any] = Future()
-        _start(lambda: _fulfil(future, do), f"drain-{self.name}")
-        return future
+        return begin(do, f"drain-{self.name}")
 
     def _work(self) -> None:
         own: list[BaseProvider] = []
@@ -116,6 +114,17 @@ class Calls:
             self._jobs.put(None)
 
 
+def begin(do: Callable[[], Any], name: str) -> Future[Any]:
+    """
+    Begin what may hang, in a thread of its own, and return what its answer or error will be in.
+
+    The thread is not waited for, nor by the process at its end.
+    """
+    future: Future[Any] = Future()
+    _start(lambda: _fulfil(future, do), name)
+    return future
+
+
 def _start(do: Callable[[], None], name: str) -> None:
     threading.Thread(target=do, name=name, daemon=True).start()
 
@@ -126,7 +135,7 @@ def _fulfil(future: Future[Any], do: Callable[[], Any]) -> None:
         try:
             answer = do()
         finally:
-            # A drain may be a project's own code, and ask the database: the connection is this thread's.
+            # A drain or a load is a project's own code, and may ask the database: the connection is this thread's.
             connections.close_all()
     except BaseException as error:
         future.set_exception(error)
