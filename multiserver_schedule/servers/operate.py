@@ -500,7 +500,7 @@ def retry(names: Iterable[str], by: str) -> list[Done]:
 
 def retry_provider(name: str, by: str) -> list[Done]:
     """
-    Call a provider at the next look, as if nothing had failed there, and begin what waits for it.
+    Call a provider at the next look, as if nothing had failed or been refused there, and begin what waits for it.
 
     Raises FleetError where there is no such provider.
     """
@@ -509,7 +509,8 @@ def retry_provider(name: str, by: str) -> list[Done]:
     # Of these nothing was asked there, so that no call can be under way.
     waiting = ledger.servers().filter(provider=name, status=Status.NEW, next_step_at__gt=now)
     moments = [row.not_before, row.next_look_at] if row else []
-    if not waiting.exists() and not any(moment and moment > now for moment in moments):
+    forgotten = planner.forget_refusals(now=now, provider=name)
+    if not forgotten and not waiting.exists() and not any(moment and moment > now for moment in moments):
         return [Done(name, "", "nothing waits for it: it is called whenever there is something to do", False)]
     waiting.update(version=F("version") + 1, next_step_at=now, attempts=0)
     ledger.providers().filter(name=name).update(
@@ -521,16 +522,17 @@ def retry_provider(name: str, by: str) -> list[Done]:
 
 def retry_type(name: str, by: str) -> list[Done]:
     """
-    Let servers of a type be made again at the next look, although its last ones were up and soon down again.
+    Let servers of a type be made again at the next look, although its last ones were refused, or were soon down again.
 
     Raises FleetError where there is no such type.
     """
     _type(name)
     row, now = ledger.targets().filter(type=name).first(), ledger.now()
-    if row is None or row.not_before is None or row.not_before <= now:
+    forgotten = planner.forget_refusals(now=now, type=name)
+    if not forgotten and (row is None or row.not_before is None or row.not_before <= now):
         return [Done(name, "", "it does not wait: its servers are made whenever they are wanted", False)]
     # The version, too: who plans from the row as it was would leave it waiting.
-    ledger.targets().filter(pk=row.pk).update(version=F("version") + 1, not_before=None, failures=0)
+    ledger.targets().filter(type=name).update(version=F("version") + 1, not_before=None, failures=0)
     logger.info("Servers of the type %s are made again at once, as %s asked for.", name, by)
     return [Done(name, "", "its servers are made again from the next look on", True)]
 

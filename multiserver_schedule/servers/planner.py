@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import F, Q
 
 from multiserver_schedule.logs import short
 
@@ -145,6 +145,12 @@ def _is_refusal(now: datetime) -> Q:
 def refused(type: str, provider: str, *, now: datetime) -> str:
     """Say why no server of a type is made at a provider now, since the last ones were refused; "": it may be."""
     return _wait_of(ledger.servers().filter(_is_refusal(now), type=type, provider=provider), now)
+
+
+def forget_refusals(*, now: datetime, **which: str) -> int:
+    """Have creations that were refused lately keep nobody waiting any more; return how many there were."""
+    count: int = ledger.servers().filter(_is_refusal(now), **which).update(version=F("version") + 1, error_at=None)
+    return count
 
 
 def _wait_of(refusals: Iterable[Server], now: datetime) -> str:

@@ -11,7 +11,7 @@ import pytest
 from django.db import connections, transaction
 
 from multiserver_schedule.operate import Refused
-from multiserver_schedule.servers import fleet, ledger, operate, types
+from multiserver_schedule.servers import fleet, ledger, operate, planner, types
 from multiserver_schedule.servers.exceptions import FleetError
 from multiserver_schedule.servers.states import TRANSITIONS, Status
 from multiserver_schedule.servers.types import ServerType
@@ -366,6 +366,21 @@ def test_a_provider_that_was_left_alone_is_called_again_at_once_and_what_waits_f
     assert {again(other).version for other in others} == {0}
     [done] = operate.retry_provider("a", by="anna")
     assert (done.done, done.said[:21]) == (False, "nothing waits for it:")
+
+
+@on_every_database
+@pytest.mark.parametrize(
+    "retry", [lambda: operate.retry_type("default", "anna"), lambda: operate.retry_provider("a", "anna")]
+)
+def test_what_was_refused_is_made_again_at_once(retry: Any) -> None:
+    now = ledger.now()
+    refused = {"failed_as": Status.ERRORED, "machine_id": "", "error": "no such image", "error_at": now}
+    for number in range(3):
+        make(f"refused-{number}", Status.DELETED, **refused)
+    assert planner.refused("default", "a", now=now).endswith("since it was refused: no such image")
+    assert [done.done for done in retry()] == [True]
+    assert planner.refused("default", "a", now=now) == ""
+    assert [done.done for done in operate.retry_type("default", "anna")] == [False]
 
 
 @on_every_database
