@@ -326,10 +326,9 @@ class TargetAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Target]:
         """Count the servers of each type."""
         rows: QuerySet[Target] = super().get_queryset(request)
-        # One that is drained for a reboot comes back.
-        back = Q(status=Status.DRAINING, reboot_requested_at__isnull=False)
         counted: QuerySet[Target] = rows.annotate(
-            n_running=_count(Q(status=Status.RUNNING)), n_provisioned=_count(Q(status__in=PROVISIONED) | back)
+            n_running=_count(Q(status=Status.RUNNING)),
+            n_provisioned=_count(Q(status__in=PROVISIONED) | ledger.COMES_BACK),
         )
         return counted
 

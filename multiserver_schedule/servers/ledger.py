@@ -30,6 +30,8 @@ from .states import BILLED, PROVISIONED, TRANSITIONS, Status
 if TYPE_CHECKING:
     from .models import Decision, Provider, Server, Target, Transition
 
+COMES_BACK: Final = Q(status=Status.DRAINING, reboot_requested_at__isnull=False)
+"""A server that is drained to be rebooted, and not to go."""
 _LABEL: Final = "multiserver_schedule_servers"
 _HOST: Final = re.compile("[a-z0-9](?:[a-z0-9-]{0,98}[a-z0-9])?")
 _TRIES: Final = 20
@@ -199,12 +201,23 @@ def counts(type: str | None = None) -> dict[str, int]:
 
     One that is drained to be rebooted counts as rebooting: it comes back.
     """
-    rows = servers().exclude(status=Status.DELETED)
-    if type is not None:
-        rows = rows.filter(type=type)
-    back = Q(status=Status.DRAINING, reboot_requested_at__isnull=False)
-    stands = Case(When(back, then=Value(Status.REBOOTING.value)), default=F("status"))
-    return {row["stands"]: row["n"] for row in rows.order_by().values(stands=stands).annotate(n=Count("pk"))}
+    rows = _counted() if type is None else _counted().filter(type=type)
+    return {row["stands"]: row["n"] for row in rows}
+
+
+def counts_by_type() -> dict[str, dict[str, int]]:
+    """Return the same of each type of which there are servers, in one statement."""
+    found: dict[str, dict[str, int]] = {}
+    for row in _counted("type"):
+        found.setdefault(row["type"], {})[row["stands"]] = row["n"]
+    return found
+
+
+def _counted(*by: str) -> models.QuerySet[Any, dict[str, Any]]:
+    stands = Case(When(COMES_BACK, then=Value(Status.REBOOTING.value)), default=F("status"))
+    rows = servers().exclude(status=Status.DELETED).order_by()
+    counted: models.QuerySet[Any, dict[str, Any]] = rows.values(*by, stands=stands).annotate(n=Count("pk"))
+    return counted
 
 
 def provisioned(counted: Mapping[str, int]) -> int:

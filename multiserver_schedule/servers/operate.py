@@ -161,13 +161,13 @@ def type_lines(type: str | None = None) -> list[TypeLine]:
     discover_errors()
     known = types.declared()
     wanted = {row.type: row for row in ledger.targets()}
-    there = ledger.servers().exclude(status=Status.DELETED).order_by().values_list("type", flat=True).distinct()
+    counted = ledger.counts_by_type()
     now = ledger.now()
     lines = []
-    for name in sorted({*known, *wanted, *there}):
+    for name in sorted({*known, *wanted, *counted}):
         if type not in (None, name):
             continue
-        registered, target, counts = known.get(name), wanted.get(name), ledger.counts(name)
+        registered, target, counts = known.get(name), wanted.get(name), counted.get(name, {})
         last = ledger.last_decision(name)
         lines.append(
             TypeLine(
